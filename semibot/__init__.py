@@ -1,0 +1,1 @@
+"""A Trio runtime for LLM agents."""

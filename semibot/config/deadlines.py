@@ -1,0 +1,66 @@
+"""How long semibot waits for the outside world, and how long clean-up may take."""
+
+from __future__ import annotations
+
+import math
+
+import attrs
+
+
+def _not_negative(_: object, attribute: attrs.Attribute[float], value: float) -> None:
+    if not value >= 0:
+        message = f"{attribute.name} must be a number of seconds, at least 0; it is {value!r}"
+        raise ValueError(message)
+
+
+def _seconds(default: float) -> float:
+    field: float = attrs.field(default=default, validator=_not_negative)
+    return field
+
+
+@attrs.frozen(kw_only=True)
+class Deadlines:
+    """Every bound, in seconds. An error names the field, with its first ``_`` as a dot."""
+
+    run_limit: float = _seconds(1800.0)
+    """One run, from its start to its terminal event; infinite is allowed."""
+    run_cancel_grace: float = _seconds(10.0)
+    """What a run's work may take to stop after a cancel; the rest is ``abandoned``."""
+    session_adapter_start: float = _seconds(30.0)
+    """Entering the adapter's scope."""
+    session_adapter_stop: float = _seconds(10.0)
+    """Leaving the adapter's scope."""
+    session_save: float = _seconds(5.0)
+    """Writing a checkpoint and the short-term memory."""
+    model_response: float = _seconds(60.0)
+    """From a request to the first byte of the model's answer."""
+    model_idle: float = _seconds(60.0)
+    """Between two pieces of the model's answer."""
+    tool_limit: float = _seconds(120.0)
+    """One tool call, unless the tool or the call says less."""
+    bridge_ready: float = _seconds(15.0)
+    """From starting a bridge child until it is ready."""
+    bridge_request: float = _seconds(60.0)
+    """One control-plane request of a bridge child."""
+    bridge_snapshot: float = _seconds(3.0)
+    """A snapshot from a bridge child."""
+    child_start: float = _seconds(10.0)
+    """Starting any child process."""
+    child_eof_grace: float = _seconds(2.0)
+    """From a child's end of input to SIGTERM."""
+    child_term_grace: float = _seconds(2.0)
+    """From SIGTERM to SIGKILL of the whole tree."""
+    child_kill_grace: float = _seconds(2.0)
+    """From SIGKILL until the child is given up as unkillable."""
+
+    @property
+    def stop_bound(self) -> float:
+        """Longest that leaving a session may take, in seconds, unless code shields itself."""
+        return math.fsum(
+            (
+                self.run_cancel_grace,
+                self.session_adapter_stop,
+                3 * self.session_save,
+                self.child_kill_grace,
+            )
+        )

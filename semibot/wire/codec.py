@@ -1,0 +1,305 @@
+"""Turn JSON text into typed values and back, strictly.
+
+Unknown fields are ignored, unknown types refused and nothing is coerced: cattrs alone
+would turn ``5`` into ``"5"`` and ``"abc"`` into a tuple. Whatever is wrong comes out as
+one error type, :exc:`~semibot.errors.RemoteProtocolError`, with the path to it.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+import typing
+from collections.abc import Callable, Mapping, Sequence
+from typing import Final, NoReturn, TypeVar
+
+import attrs
+import cattrs
+from cattrs.gen import make_dict_structure_fn, make_dict_unstructure_fn, override
+from cattrs.errors import IterableValidationError, IterableValidationNote
+from typing_extensions import TypeAliasType
+
+from semibot.errors import LocalProtocolError, RemoteProtocolError
+
+JsonValue = TypeAliasType(
+    "JsonValue",
+    "None | bool | int | float | str | Sequence[JsonValue] | Mapping[str, JsonValue]",
+)
+"""Anything that JSON can say."""
+
+JsonObject = TypeAliasType("JsonObject", "Mapping[str, JsonValue]")
+"""A JSON object."""
+
+MAX_DEPTH: Final = 64
+"""How deeply JSON from outside may be nested."""
+
+T = TypeVar("T")
+
+
+class _Mismatch(ValueError):
+    """What a hook raises; the path is added on the way out."""
+
+
+# --- JSON text ------------------------------------------------------------------------
+
+
+def dump_json(value: JsonValue) -> str:
+    """Return *value* as compact JSON on one line.
+
+    Args:
+        value: What to encode. Mapping keys are strings; floats are finite.
+
+    Raises:
+        LocalProtocolError: If JSON cannot say it.
+    """
+    try:
+        text = json.dumps(value, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
+        text.encode()  # a lone surrogate is valid in a str and nowhere else
+    except (TypeError, ValueError, RecursionError) as exc:
+        message = f"this value cannot be sent as JSON: {type(exc).__name__}"
+        raise LocalProtocolError(message) from exc
+    return text
+
+
+def load_json(data: str | bytes | bytearray) -> JsonValue:
+    """Return the value that *data* says.
+
+    Args:
+        data: JSON text, or its UTF-8 bytes. The caller has bounded the size.
+
+    Raises:
+        RemoteProtocolError: If it is not strict JSON, is nested deeper than
+            :data:`MAX_DEPTH`, repeats a key, or contains a lone surrogate.
+    """
+    try:
+        text = data if isinstance(data, str) else bytes(data).decode("utf-8", "strict")
+        value: JsonValue = json.loads(
+            text, parse_constant=_refuse_constant, object_pairs_hook=_unique_pairs
+        )
+        text.encode()
+        if _SURROGATE_ESCAPE.search(text):
+            json.dumps(value, ensure_ascii=False).encode()  # pairs are fine, halves are not
+    except UnicodeError:
+        message = "not valid Unicode"
+    except RecursionError:
+        message = "nested too deeply"
+    except _Mismatch as exc:
+        message = str(exc)
+    except ValueError:  # JSONDecodeError, or an integer of thousands of digits
+        message = "not valid JSON"
+    else:
+        if _depth_exceeds(value, MAX_DEPTH):
+            raise RemoteProtocolError("nested too deeply")
+        return value
+    raise RemoteProtocolError(message)
+
+
+_SURROGATE_ESCAPE: Final = re.compile(r"\\u[dD][89a-fA-F]")
+
+
+def _refuse_constant(name: str) -> NoReturn:
+    message = f"{name} is not JSON"
+    raise _Mismatch(message)
+
+
+def _unique_pairs(pairs: list[tuple[str, JsonValue]]) -> dict[str, JsonValue]:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        message = "an object repeats a key"
+        raise _Mismatch(message)
+    return found
+
+
+def _depth_exceeds(value: JsonValue, limit: int) -> bool:
+    level: list[JsonValue] = [value]
+    for _ in range(limit + 1):
+        deeper: list[JsonValue] = []
+        for item in level:
+            if isinstance(item, Mapping):
+                deeper.extend(item.values())
+            elif isinstance(item, Sequence) and not isinstance(item, str):
+                deeper.extend(item)
+        if not deeper:
+            return False
+        level = deeper
+    return True
+
+
+# --- typed values ---------------------------------------------------------------------
+
+
+def structure(value: object, as_type: type[T]) -> T:
+    """Return decoded JSON as a typed value.
+
+    Args:
+        value: What :func:`load_json` returned.
+        as_type: An attrs class, a builtin, or a generic of those.
+
+    Raises:
+        RemoteProtocolError: If it does not fit, with the path to what does not.
+    """
+    try:
+        return _converter.structure(value, as_type)
+    except (cattrs.BaseValidationError, _Mismatch, TypeError, ValueError, KeyError) as exc:
+        reason, path = _first_problem(exc)
+        raise RemoteProtocolError(reason, path) from None
+
+
+def unstructure(value: object) -> JsonValue:
+    """Return a typed value as plain JSON data. Fields that are None are left out."""
+    plain: JsonValue = _converter.unstructure(value)
+    return plain
+
+
+def _first_problem(exc: BaseException) -> tuple[str, str]:
+    text = cattrs.transform_error(exc, format_exception=_describe)[0]
+    reason, _, path = text.rpartition(" @ ")
+    return reason, path
+
+
+def _describe(exc: BaseException, as_type: type | None) -> str:
+    match exc:
+        case _Mismatch():
+            return str(exc)
+        case KeyError():
+            return f"required field {exc.args[0]!r} is missing"
+        case ValueError():
+            return str(exc) or "invalid value"
+        case _:
+            return "expected " + getattr(as_type, "__name__", "another type")
+
+
+def _exactly(kind: type, words: str) -> Callable[[object, object], object]:
+    def check(value: object, _: object) -> object:
+        if type(value) is not kind:
+            message = f"expected {words}"
+            raise _Mismatch(message)
+        return value
+
+    return check
+
+
+def _number(value: object, _: object) -> float:
+    if type(value) is int or type(value) is float:
+        number = float(value)
+        if math.isfinite(number):
+            return number
+    message = "expected a finite number"
+    raise _Mismatch(message)
+
+
+def _none(value: object, _: object) -> None:
+    if value is not None:
+        message = "expected null"
+        raise _Mismatch(message)
+
+
+def _json_value(value: object, _: object) -> object:
+    dump_or_refuse(value)
+    return value
+
+
+def _json_object(value: object, _: object) -> object:
+    if not isinstance(value, Mapping):
+        message = "expected an object"
+        raise _Mismatch(message)
+    return _json_value(value, _)
+
+
+def dump_or_refuse(value: object) -> None:
+    """Check that *value* is JSON data; raise ``ValueError`` if it is not."""
+    match value:
+        case None | bool() | int() | str():
+            return
+        case float() if math.isfinite(value):
+            return
+        case Mapping():
+            for key, item in typing.cast("Mapping[object, object]", value).items():
+                if not isinstance(key, str):
+                    message = "object keys are strings"
+                    raise _Mismatch(message)
+                dump_or_refuse(item)
+        case list() | tuple():
+            for item in typing.cast("Sequence[object]", value):
+                dump_or_refuse(item)
+        case _:
+            message = "expected JSON data"
+            raise _Mismatch(message)
+
+
+def _literal(value: object, as_type: object) -> object:
+    allowed = typing.get_args(as_type)
+    if not any(value == item and type(value) is type(item) for item in allowed):
+        message = "expected one of " + ", ".join(map(str, allowed))
+        raise _Mismatch(message)
+    return value
+
+
+def _is_sequence(as_type: object) -> bool:
+    return typing.get_origin(as_type) in {tuple, list, Sequence}
+
+
+def _sequence_hook(as_type: object, converter: cattrs.Converter) -> Callable[[object, object], object]:
+    inner = typing.get_args(as_type)[0]
+    as_tuple = typing.get_origin(as_type) is tuple
+
+    def hook(value: object, _: object) -> object:
+        if not isinstance(value, list | tuple):
+            message = "expected an array"
+            raise _Mismatch(message)
+        items: list[object] = []
+        for index, item in enumerate(value):
+            try:
+                items.append(converter.structure(item, inner))
+            except Exception as exc:
+                exc.add_note(IterableValidationNote("", index, inner))
+                raise IterableValidationError("", [exc], type(value)) from None
+        return tuple(items) if as_tuple else items
+
+    return hook
+
+
+def _attrs_hook(as_type: type, converter: cattrs.Converter) -> Callable[[object, object], object]:
+    build = make_dict_structure_fn(as_type, converter)
+
+    def hook(value: object, _: object) -> object:
+        if not isinstance(value, Mapping):
+            message = "expected an object"
+            raise _Mismatch(message)
+        return build(value, as_type)
+
+    return hook
+
+
+def _omit_none(as_type: type, converter: cattrs.Converter) -> Callable[[object], object]:
+    fields = {
+        field.name: override(omit_if_default=True)
+        for field in attrs.fields(as_type)
+        if field.default is None
+    }
+    return make_dict_unstructure_fn(as_type, converter, **fields)  # type: ignore[arg-type]  # one override a field
+
+
+def _make_converter() -> cattrs.Converter:
+    converter = cattrs.Converter(detailed_validation=True, unstruct_collection_overrides={})
+    converter.register_structure_hook(str, _exactly(str, "a string"))
+    converter.register_structure_hook(int, _exactly(int, "an integer"))
+    converter.register_structure_hook(bool, _exactly(bool, "true or false"))
+    converter.register_structure_hook(float, _number)
+    converter.register_structure_hook(type(None), _none)
+    converter.register_structure_hook_func(lambda t: t is JsonValue, _json_value)
+    converter.register_structure_hook_func(lambda t: t is JsonObject, _json_object)
+    converter.register_structure_hook_func(
+        lambda t: typing.get_origin(t) is typing.Literal, _literal
+    )
+    converter.register_structure_hook_factory(_is_sequence, _sequence_hook)
+    converter.register_structure_hook_factory(attrs.has, _attrs_hook)
+    converter.register_unstructure_hook_func(
+        lambda t: t is JsonValue or t is JsonObject, lambda value: value
+    )
+    converter.register_unstructure_hook_factory(attrs.has, _omit_none)
+    return converter
+
+
+_converter: Final = _make_converter()
