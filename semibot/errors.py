@@ -14,6 +14,7 @@ The second level says who must act.
         * :exc:`LocalProtocolError`: us
         * :exc:`RemoteProtocolError`: the peer
     * :exc:`AdapterError`: whoever wrote or runs the adapter
+    * :exc:`RequestFailed`: whoever asked the control plane
     * :exc:`ModelError`: the model's provider
     * :exc:`ToolError`: the tool, or the model that called it
     * :exc:`ChildError`: the program that was started
@@ -29,13 +30,11 @@ Each class has a stable ``code``; it is what an ``execution_error`` event carrie
 
 from __future__ import annotations
 
-from typing import ClassVar
-
 
 class SemibotError(Exception):
     """Base class of every exception that semibot raises on purpose."""
 
-    code: ClassVar[str] = "INTERNAL_ERROR"
+    code: str = "INTERNAL_ERROR"
     """Stable name of the error on the wire."""
 
     is_retryable: bool = False
@@ -187,8 +186,28 @@ class AdapterError(SemibotError):
     def __init__(self, message: str, *, code: str = "ADAPTER_ERROR", is_retryable: bool = False) -> None:
         super().__init__(message)
         self.message = message
-        self.code = code  # type: ignore[misc]  # an adapter names its own failures
+        self.code = code
         self.is_retryable = is_retryable
+
+    def __str__(self) -> str:
+        return self.message
+
+
+class RequestFailed(SemibotError):
+    """Raised by a control plane that does not answer a request.
+
+    Attributes:
+        code: ``UNSUPPORTED_METHOD``, ``REQUEST_FAILED``, ``NOT_FOUND``, ``FORBIDDEN``,
+            ``BAD_PARAMS`` or ``DEADLINE_EXCEEDED`` (protocol section 4).
+        message: What went wrong.
+    """
+
+    code = "REQUEST_FAILED"
+
+    def __init__(self, code: str, message: str) -> None:
+        super().__init__(code, message)
+        self.code = code
+        self.message = message
 
     def __str__(self) -> str:
         return self.message
@@ -216,7 +235,7 @@ class ModelError(SemibotError):
     ) -> None:
         super().__init__(message)
         self.message = message
-        self.code = code  # type: ignore[misc]  # one class, six documented codes
+        self.code = code
         self.is_retryable = is_retryable
         self.retry_after = retry_after
 

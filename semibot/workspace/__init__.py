@@ -1,1 +1,1 @@
-"""."""
+"""What a session keeps on disk: checkpoints, short-term memory, skills."""

@@ -1,0 +1,458 @@
+"""One run: what its caller holds, what its adapter holds, and how it ends.
+
+Theory of operation. A run is *admitted*, *begun*, *settled* and *ended*. It settles when
+its adapter has returned, or has been told to stop and had its grace; it ends when its
+terminal event is in the journal. Between the two the session saves the conversation, so
+that whoever sees the terminal event may rely on everything before it. The first of these
+decides how a run ends, and nothing later changes it:
+
+* the adapter said so (:meth:`ActiveRun.complete`, :meth:`ActiveRun.fail`);
+* someone asked it to stop (a cancel, a deadline, the session closing);
+* the adapter raised, or returned without saying anything.
+"""
+
+from __future__ import annotations
+
+import contextvars
+from collections.abc import Awaitable, Callable
+from typing import Final, Self, final
+
+import attrs
+import structlog
+import trio
+
+from semibot.errors import SemibotError, UsageError
+from semibot.tools.ledger import Activity, Ledger
+from semibot.wire.chat import Message
+from semibot.wire.codec import JsonObject
+from semibot.wire.events import (
+    PROGRESS_TYPES,
+    ExecutionComplete,
+    ExecutionError,
+    ProgressEvent,
+    RunStarted,
+    SessionEvent,
+    TerminalEvent,
+    TextChunk,
+    Usage,
+)
+from semibot.wire.receipts import ActivityRecord, Outcome, Receipt
+
+from .ending import Completed, Failed, Stop, StopOutcome, decide_ending
+from .journal import Cursor, Journal
+
+log = structlog.get_logger(__name__)
+
+MAX_CHUNK: Final = 64 * 1024
+"""Most characters of one text chunk; longer ones are cut into several."""
+
+
+@attrs.frozen
+class Emitted:
+    """The event is in the journal."""
+
+    seq: int
+    """Its number."""
+
+
+@attrs.frozen
+class Closed:
+    """The run has ended; the event went nowhere."""
+
+    at: int
+    """Number of the run's terminal event."""
+
+
+_current_run: contextvars.ContextVar[Run] = contextvars.ContextVar("semibot_run")
+
+
+@final
+@attrs.define(eq=False)
+class Run:
+    """One execution of one message, as its caller sees it. Made by ``session.run``."""
+
+    id: str
+    """Identifier of the run."""
+    message: str
+    """What was asked."""
+    message_id: str
+    """Identifier of the message."""
+    metadata: JsonObject = attrs.field(repr=False)
+    """What came with the message."""
+    given_history: tuple[Message, ...] | None = attrs.field(repr=False)
+    """The conversation so far as the caller knows it; None uses the session's own."""
+    expires_at: float = attrs.field(repr=False)
+    """Trio's clock when the caller's budget is spent."""
+    _journal: Journal = attrs.field(repr=False)
+    _ledger: Ledger = attrs.field(factory=Ledger, init=False, repr=False)
+    _scope: trio.CancelScope = attrs.field(factory=trio.CancelScope, init=False, repr=False)
+    _begun: trio.Event = attrs.field(factory=trio.Event, init=False, repr=False)
+    _settling: trio.Event = attrs.field(factory=trio.Event, init=False, repr=False)
+    _handled: trio.Event = attrs.field(factory=trio.Event, init=False, repr=False)
+    _ended: trio.Event = attrs.field(factory=trio.Event, init=False, repr=False)
+    _first_seq: int = attrs.field(default=0, init=False, repr=False)
+    _terminal_seq: int | None = attrs.field(default=None, init=False, repr=False)
+    _stop: Stop | None = attrs.field(default=None, init=False, repr=False)
+    _under_way: tuple[Activity, ...] = attrs.field(default=(), init=False, repr=False)
+    _said: Completed | Failed | None = attrs.field(default=None, init=False, repr=False)
+    _raised: Exception | None = attrs.field(default=None, init=False, repr=False)
+    _text: list[str] = attrs.field(factory=list, init=False, repr=False)
+    _usage: Usage = attrs.field(factory=Usage, init=False, repr=False)
+    _outcome: Outcome | None = attrs.field(default=None, init=False)
+    _receipt: Receipt | None = attrs.field(default=None, init=False, repr=False)
+    _terminal: TerminalEvent | None = attrs.field(default=None, init=False, repr=False)
+
+    # --- for the caller ---------------------------------------------------------------
+
+    @property
+    def outcome(self) -> Outcome | None:
+        """How the run ended, or None while it has not."""
+        return self._outcome
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether the terminal event is in the journal."""
+        return self._ended.is_set()
+
+    @property
+    def terminal(self) -> TerminalEvent | None:
+        """The terminal event, or None while there is none."""
+        return self._terminal
+
+    @property
+    def text(self) -> str:
+        """All text that was said so far."""
+        return "".join(self._text)
+
+    @property
+    def usage(self) -> Usage:
+        """Tokens spent so far."""
+        return self._usage
+
+    @property
+    def receipt(self) -> Receipt | None:
+        """The receipt, if the run was asked to stop and has ended."""
+        return self._receipt
+
+    @property
+    def events(self) -> RunEvents:
+        """A new cursor over this run's events, from ``run_started`` to the terminal one."""
+        return RunEvents(self)
+
+    async def wait(self) -> Outcome:
+        """Wait until the run has ended; cancelling the wait does not cancel the run."""
+        await self._ended.wait()
+        if self._outcome is None:
+            raise AssertionError("a run ended without an outcome")
+        return self._outcome
+
+    async def cancel(self, reason: str = "user_cancelled") -> Receipt | None:
+        """Stop the run and return what was stopped (protocol section 6).
+
+        Waits until everything that the run started is gone and the conversation is
+        saved, at most ``run.cancel_grace`` plus ``session.save``; what did not stop by
+        then is ``abandoned``. A second cancel joins the first. Called from inside the
+        run itself it requests the cancel and returns None at once.
+
+        Args:
+            reason: Why, in a word or two; it is part of the receipt.
+        """
+        if self.has_ended:
+            return self._receipt or Receipt(run_id=self.id, outcome=self._outcome, already=True)
+        self.request_stop("cancelled", reason)
+        if _current_run.get(None) is self:
+            return None
+        if not self._begun.is_set():
+            return Receipt(run_id=self.id, outcome="cancelled", reason=reason, started=False)
+        await self._ended.wait()
+        return self._receipt or Receipt(run_id=self.id, outcome=self._outcome, already=True)
+
+    # --- for the session --------------------------------------------------------------
+
+    def request_stop(self, outcome: StopOutcome, reason: str) -> None:
+        """Ask the run to stop; never waits. Only the first request decides the outcome.
+
+        Args:
+            outcome: How the run will have ended.
+            reason: Why.
+        """
+        if self.has_ended:
+            return
+        if self._stop is None and self._said is None:
+            self._stop = Stop(outcome, reason, trio.current_time())
+            self._under_way = self._ledger.under_way()
+        self._scope.cancel(reason)
+        self._settling.set()
+
+    @property
+    def is_stopping(self) -> bool:
+        """Whether the run was asked to stop before it said how it ends."""
+        return self._stop is not None
+
+    def begin(self) -> None:
+        """Append ``run_started``; from here on the run has events."""
+        entry = self._journal.append(
+            self.id,
+            RunStarted(run_id=self.id, message_id=self.message_id, message=self.message),
+        )
+        self._first_seq = entry.seq
+        self._begun.set()
+
+    async def drive(
+        self, handle: Callable[[ActiveRun], Awaitable[None]], active: ActiveRun, run_limit: float
+    ) -> None:
+        """Run the adapter inside the run's scope; return when it has returned.
+
+        Args:
+            handle: The adapter's method.
+            active: What it gets.
+            run_limit: Longest the run may take, in seconds.
+        """
+        _current_run.set(self)
+        self._scope.deadline = min(trio.current_time() + run_limit, self.expires_at)
+        try:
+            with self._scope:
+                await handle(active)
+        except Exception as exc:
+            self._raised = exc
+            if self._stop is not None or self._said is not None:
+                log.warning("adapter failed after the run's end was decided", error=repr(exc))
+            else:
+                log.error("adapter failed", exc_info=exc)
+        finally:
+            self._handled.set()
+            self._settling.set()
+
+    async def settle(self, cancel_grace: float, adapter_name: str) -> None:
+        """Wait until the adapter has returned, or was told to stop and had its grace.
+
+        Args:
+            cancel_grace: The grace, in seconds.
+            adapter_name: What to call the adapter if it has to be abandoned.
+        """
+        # Unbounded but for the run's own deadline, which infinite settings allow.
+        with trio.move_on_at(self._scope.deadline):
+            await self._settling.wait()
+        if not self._handled.is_set():
+            self.request_stop("timeout", "run.limit")
+            with trio.move_on_after(cancel_grace):
+                await self._handled.wait()
+        if not self._handled.is_set():
+            self._ledger.begin("adapter", self.id, adapter_name)
+            log.error("adapter did not stop", run_id=self.id, adapter=adapter_name)
+        self._seal()
+
+    def fail_from_outside(self, error: SemibotError) -> None:
+        """End the run as failed, because what drives it is gone."""
+        if self._stop is None and self._said is None:
+            self._said = Failed(error.code, str(error), error.is_retryable)
+        self._scope.cancel("the adapter failed")
+
+    def _seal(self) -> None:
+        """Say where the terminal event will stand; nothing is accepted any more."""
+        if self._terminal_seq is None:
+            self._terminal_seq = self._journal.next_seq
+
+    def end(self, save_error: SemibotError | None = None) -> Outcome:
+        """Append the terminal event, release the waiters, and return the outcome.
+
+        Args:
+            save_error: Why the conversation could not be saved; a run that would have
+                completed then fails, because its answer would be lost.
+        """
+        self._seal()
+        outcome, event = decide_ending(
+            run_id=self.id,
+            said=self._said,
+            stop=self._stop,
+            raised=self._raised,
+            save_error=save_error,
+            text=self.text,
+            usage=self._usage,
+        )
+        self._journal.append(self.id, event)
+        self._terminal = event
+        self._outcome = outcome
+        if self._stop is not None:
+            self._receipt = self._make_receipt(self._stop, outcome)
+        self._ended.set()
+        return outcome
+
+    def _make_receipt(self, stop: Stop, outcome: Outcome) -> Receipt:
+        def records(activities: tuple[Activity, ...]) -> tuple[ActivityRecord, ...]:
+            return tuple(activity.record() for activity in activities)
+
+        return Receipt(
+            run_id=self.id,
+            outcome=outcome,
+            reason=stop.reason,
+            stopped=records(tuple(item for item in self._under_way if not item.is_open)),
+            abandoned=records(self._ledger.under_way()),
+            usage=self._usage,
+            seconds=round(trio.current_time() - stop.at, 3),
+        )
+
+
+@final
+class RunEvents:
+    """A cursor over one run's events: an async iterator over :data:`SessionEvent`."""
+
+    def __init__(self, run: Run) -> None:
+        self._run = run
+        self._cursor: Cursor | None = None
+        self._is_done = False
+        self._last_id: str | None = None
+
+    @property
+    def last_id(self) -> str | None:
+        """Id of the newest event that was handed out, ``<term>-<seq>``."""
+        return self._last_id
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> SessionEvent:
+        """Return the next event of the run.
+
+        Raises:
+            CursorExpired: If the reader was so slow that it is no longer kept.
+            StopAsyncIteration: After the terminal event.
+        """
+        if self._is_done:
+            raise StopAsyncIteration
+        if self._cursor is None:
+            # Unbounded on purpose: the run's turn comes when the earlier ones have ended.
+            await self._run._begun.wait()
+            self._cursor = self._run._journal.cursor(after=self._run._first_seq - 1)
+        entry = await self._cursor.__anext__()
+        self._last_id = entry.id
+        self._is_done = isinstance(entry.event, ExecutionComplete | ExecutionError)
+        return entry.event
+
+
+@final
+class ActiveRun:
+    """A run as its adapter sees it."""
+
+    def __init__(self, run: Run, history: tuple[Message, ...]) -> None:
+        self._run = run
+        self._history = history
+        self._remembered: list[Message] = []
+
+    @property
+    def id(self) -> str:
+        """Identifier of the run."""
+        return self._run.id
+
+    @property
+    def message(self) -> str:
+        """What is asked."""
+        return self._run.message
+
+    @property
+    def metadata(self) -> JsonObject:
+        """What came with the message."""
+        return self._run.metadata
+
+    @property
+    def history(self) -> tuple[Message, ...]:
+        """The conversation before this message."""
+        return self._history
+
+    @property
+    def ledger(self) -> Ledger:
+        """Where the adapter enters what it has under way, for the receipt."""
+        return self._run._ledger
+
+    @property
+    def deadline(self) -> float:
+        """Trio's clock when the run must have ended."""
+        return self._run._scope.deadline
+
+    @property
+    def has_text(self) -> bool:
+        """Whether any text was said yet."""
+        return bool(self._run._text)
+
+    @property
+    def usage(self) -> Usage:
+        """Tokens spent so far."""
+        return self._run._usage
+
+    @property
+    def remembered(self) -> tuple[Message, ...]:
+        """What :meth:`remember` was given, oldest first."""
+        return tuple(self._remembered)
+
+    async def emit(self, event: ProgressEvent) -> Emitted | Closed:
+        """Say *event*. Does not wait in process; it is no checkpoint there.
+
+        Args:
+            event: Anything but ``run_started`` and the terminal events. A long text
+                chunk is cut into several of at most :data:`MAX_CHUNK` characters.
+
+        Returns:
+            ``Emitted(seq)``, or ``Closed(at)`` if the run has ended; ending never raises.
+
+        Raises:
+            UsageError: For an event that only the session may say.
+            LocalProtocolError: If it holds something that JSON cannot say.
+        """
+        run = self._run
+        if not isinstance(event, PROGRESS_TYPES):
+            raise UsageError(
+                f"an adapter does not emit {type(event).__name__}; "
+                "end the run with run.complete() or run.fail()"
+            )
+        if run._terminal_seq is not None:
+            return Closed(run._terminal_seq)
+        if not isinstance(event, TextChunk):
+            return Emitted(run._journal.append(run.id, event).seq)
+        seq = run._journal.next_seq
+        for start in range(0, max(len(event.content), 1), MAX_CHUNK):
+            piece = event.content[start : start + MAX_CHUNK]
+            seq = run._journal.append(run.id, TextChunk(content=piece)).seq
+            run._text.append(piece)
+        return Emitted(seq)
+
+    async def complete(
+        self, final_response: str | None = None, *, termination_reason: str | None = None
+    ) -> None:
+        """Say that the run was answered. Nothing that follows is accepted.
+
+        Has no effect once the run was asked to stop: a cancelled run ends cancelled.
+
+        Args:
+            final_response: The whole answer; None takes the text that was emitted.
+            termination_reason: Why the agent stopped where it could have gone on.
+        """
+        self._say(Completed(final_response, termination_reason))
+
+    async def fail(self, error: SemibotError) -> None:
+        """Say that the run failed. Nothing that follows is accepted.
+
+        Args:
+            error: Why; its ``code``, text and ``is_retryable`` become the event.
+        """
+        self._say(Failed(error.code, str(error), error.is_retryable))
+
+    def _say(self, said: Completed | Failed) -> None:
+        run = self._run
+        if run._stop is None and run._said is None and run._terminal_seq is None:
+            run._said = said
+            run._seal()
+
+    def remember(self, *messages: Message) -> None:
+        """Add to the conversation what later runs need; the user's message is there already.
+
+        An adapter that remembers nothing gets the text that it emitted remembered as
+        the assistant's message.
+
+        Args:
+            *messages: In the order of the conversation.
+        """
+        self._remembered.extend(messages)
+
+    def spend(self, usage: Usage) -> None:
+        """Add tokens to what the run has spent."""
+        self._run._usage += usage

@@ -1,0 +1,108 @@
+"""Checkpoints: the conversation as it stood when a run began or ended."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Final, Literal, TypeAlias, final
+
+import attrs
+import structlog
+
+from semibot.errors import RemoteProtocolError
+from semibot.wire.chat import Message
+from semibot.wire.codec import JsonObject, dump_json, load_json, structure, unstructure
+
+from .files import sync_directory, write_atomically
+
+log = structlog.get_logger(__name__)
+
+KEPT: Final = 10
+"""How many checkpoints are kept."""
+
+CheckpointStatus: TypeAlias = Literal[
+    "running", "completed", "cancelled", "timeout", "failed", "interrupted"
+]
+"""How the run ended, or that it had only begun."""
+
+
+@attrs.frozen(kw_only=True)
+class Checkpoint:
+    """What a reopened session continues from."""
+
+    id: str
+    """Name of the file, sortable: term and covered number."""
+    session_id: str
+    """The session."""
+    term: int
+    """Fencing counter of the opening that wrote it."""
+    covers_seq: int
+    """Number of the last event that it covers."""
+    run_id: str
+    """The run that it was written for."""
+    status: CheckpointStatus
+    """How that run ended."""
+    history: tuple[Message, ...]
+    """The whole conversation."""
+    last_user_message: str
+    """The newest question, for people who read the file."""
+    memory_bytes: int
+    """Length of the short-term memory that belongs to it, in bytes."""
+    updated_at: str
+    """When it was written, ISO 8601, UTC."""
+    adapter: JsonObject | None = None
+    """What the adapter wants back when the session is opened again."""
+
+
+def checkpoint_id(term: int, covers_seq: int) -> str:
+    """Return a name that sorts by term, then by number."""
+    return f"{term:09d}-{covers_seq:018d}"
+
+
+@final
+@attrs.define(eq=False)
+class CheckpointDirectory:
+    """The files of one session's checkpoints; blocking."""
+
+    path: Path
+    """The directory; made when it is first needed."""
+
+    def save(self, checkpoint: Checkpoint) -> None:
+        """Write *checkpoint* durably, whole or not at all.
+
+        Raises:
+            OSError: If the disk refuses.
+        """
+        self.path.mkdir(exist_ok=True)
+        write_atomically(
+            self.path / f"{checkpoint.id}.json", dump_json(unstructure(checkpoint)).encode()
+        )
+
+    def remove(self, checkpoint: Checkpoint) -> None:
+        """Delete *checkpoint* if it is there.
+
+        Raises:
+            OSError: If the disk refuses.
+        """
+        (self.path / f"{checkpoint.id}.json").unlink(missing_ok=True)
+
+    def prune(self) -> None:
+        """Delete all but the newest :data:`KEPT`.
+
+        Raises:
+            OSError: If the disk refuses.
+        """
+        for file in self._files()[KEPT:]:
+            file.unlink(missing_ok=True)
+        sync_directory(self.path)
+
+    def newest(self) -> Checkpoint | None:
+        """Return the newest checkpoint that can be read, or None if there is none."""
+        for file in self._files():
+            try:
+                return structure(load_json(file.read_bytes()), Checkpoint)
+            except (OSError, RemoteProtocolError) as exc:
+                log.warning("checkpoint cannot be read", file=file.name, error=str(exc))
+        return None
+
+    def _files(self) -> list[Path]:
+        return sorted(self.path.glob("*.json"), reverse=True)

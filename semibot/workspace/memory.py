@@ -1,0 +1,147 @@
+"""Short-term memory: what was said in a session, as Markdown that people can read.
+
+The file is only ever appended to, and a checkpoint says how long it was. A reopening
+cuts it to that length, so that file and checkpoint never disagree after a crash.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+from typing import Final, final
+
+import attrs
+
+from semibot.wire.chat import Message
+
+_HEADING: Final = re.compile(r"^## \[(user|assistant)\] (\S+)$", re.MULTILINE)
+
+
+@attrs.frozen(kw_only=True)
+class MemoryEntry:
+    """One thing that was said."""
+
+    role: str
+    """``user`` or ``assistant``."""
+    when: str
+    """ISO 8601 time."""
+    text: str
+    """What was said."""
+
+
+@attrs.frozen(kw_only=True)
+class MemoryHit:
+    """An entry that a search found."""
+
+    entry: MemoryEntry
+    """The entry."""
+    score: float
+    """Share of the query's words that it contains, above 0, at most 1."""
+
+
+@final
+@attrs.define(eq=False)
+class ShortTermMemory:
+    """The memory file of one session; blocking."""
+
+    path: Path
+    """The Markdown file."""
+    _length: int = attrs.field(default=0, init=False)
+
+    def restore(self, length: int) -> None:
+        """Cut the file to what the newest checkpoint covers.
+
+        Args:
+            length: Bytes that are covered.
+
+        Raises:
+            OSError: If the disk refuses.
+        """
+        if self.path.exists():
+            if self.path.stat().st_size > length:
+                os.truncate(self.path, length)
+            length = min(length, self.path.stat().st_size)
+        else:
+            length = 0
+        self._length = length
+
+    def append(self, messages: tuple[Message, ...], when: str) -> int:
+        """Add what user and assistant said, and return the file's length in bytes.
+
+        Args:
+            messages: New messages; others and empty ones are passed over.
+            when: ISO 8601 time for the headings.
+
+        Raises:
+            OSError: If the disk refuses.
+        """
+        text = "".join(
+            f"## [{message.role}] {when}\n\n{_quote(message.content)}\n\n"
+            for message in messages
+            if message.role in {"user", "assistant"} and message.content.strip()
+        ).encode()
+        if text:
+            flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC
+            with os.fdopen(os.open(self.path, flags, 0o600), "r+b") as file:
+                # At a known place: a write that was given up earlier cannot double this one.
+                file.seek(self._length)
+                file.write(text)
+                file.truncate()
+                file.flush()
+                os.fsync(file.fileno())
+            self._length += len(text)
+        return self._length
+
+    def content(self) -> str:
+        """Return the whole memory.
+
+        Raises:
+            OSError: If the disk refuses.
+        """
+        return self.path.read_text(encoding="utf-8") if self.path.exists() else ""
+
+    def entries(self) -> tuple[MemoryEntry, ...]:
+        """Return everything that was said, oldest first.
+
+        Raises:
+            OSError: If the disk refuses.
+        """
+        pieces = _HEADING.split(self.content())[1:]
+        return tuple(
+            MemoryEntry(role=role, when=when, text=_unquote(text.strip("\n")))
+            for role, when, text in zip(pieces[::3], pieces[1::3], pieces[2::3], strict=True)
+        )
+
+    def search(self, query: str, top_k: int) -> tuple[MemoryHit, ...]:
+        """Return the entries that share words with *query*, best and newest first.
+
+        Args:
+            query: Words to look for.
+            top_k: Most entries to return, at least 1.
+
+        Raises:
+            OSError: If the disk refuses.
+        """
+        wanted = _words(query)
+        if not wanted:
+            return ()
+        hits = [
+            MemoryHit(entry=entry, score=round(len(shared) / len(wanted), 4))
+            for entry in reversed(self.entries())
+            if (shared := wanted & _words(entry.text))
+        ]
+        return tuple(sorted(hits, key=lambda hit: hit.score, reverse=True)[:top_k])
+
+
+def _words(text: str) -> frozenset[str]:
+    return frozenset(re.findall(r"\w+", text.casefold()))
+
+
+def _quote(text: str) -> str:
+    # A line that looks like one of our headings would start an entry of its own.
+    return re.sub(r"^(\\*)(?=## \[)", r"\1\\", text, flags=re.MULTILINE)
+
+
+def _unquote(text: str) -> str:
+    return re.sub(r"^(\\*)\\(?=## \[)", r"\1", text, flags=re.MULTILINE)

@@ -1,0 +1,203 @@
+"""A session's directory: who holds it, what it remembers, what a reopening continues from.
+
+Layout below the workspace, one directory per session id::
+
+    .semibot/sessions/<session_id>/
+        lock           held while the session is open; contains the holder's pid
+        term           the fencing counter of the newest opening
+        checkpoints/   the newest ten, one atomic file each
+        memory.md      the short-term memory
+        results/       tool results that were too large for an event
+        audit.jsonl    what the gate decided
+
+Everything here is blocking and runs in worker threads; the functions take and return
+plain values, so that no lock is needed: a session saves one thing at a time.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Final, final
+
+import attrs
+
+from semibot.errors import SessionInUse, StoreError, UsageError, WorkspaceUnusable
+from semibot.wire.chat import Message
+from semibot.wire.codec import JsonObject
+
+from .checkpoints import Checkpoint, CheckpointDirectory
+from .files import append_text, write_atomically
+from .memory import ShortTermMemory
+
+STATE_DIRECTORY: Final = ".semibot"
+"""Name of the directory inside a workspace that tools may not touch."""
+
+_SESSION_ID: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
+
+
+def session_directory(workspace: Path, session_id: str) -> Path:
+    """Return where a session keeps its state.
+
+    Args:
+        workspace: The workspace.
+        session_id: 1 to 128 letters, digits, ``.``, ``_`` or ``-``, the first of which
+            is a letter or digit; it becomes a directory name.
+
+    Raises:
+        UsageError: If the id is not of that form.
+    """
+    if not _SESSION_ID.fullmatch(session_id):
+        raise UsageError(
+            "a session id is 1 to 128 letters, digits, '.', '_' or '-' "
+            "and starts with a letter or digit"
+        )
+    return workspace / STATE_DIRECTORY / "sessions" / session_id
+
+
+@final
+@attrs.define(eq=False)
+class SessionState:
+    """The open directory of one session. Made by :func:`open_state`; blocking."""
+
+    directory: Path
+    """The session's directory."""
+    session_id: str
+    """The session."""
+    term: int
+    """Fencing counter of this opening, from 1."""
+    memory: ShortTermMemory
+    """The short-term memory."""
+    newest: Checkpoint | None
+    """What this opening continues from."""
+    _checkpoints: CheckpointDirectory = attrs.field(repr=False)
+
+    def save(self, checkpoint: Checkpoint, *, replaces: Checkpoint | None) -> None:
+        """Keep *checkpoint* durably; older ones beyond the newest ten go.
+
+        Args:
+            checkpoint: What to keep.
+            replaces: An earlier one of the same run, no longer needed.
+
+        Raises:
+            StoreError: If the disk refuses; the earlier checkpoints are untouched.
+        """
+        try:
+            self._checkpoints.save(checkpoint)
+            if replaces is not None:
+                self._checkpoints.remove(replaces)
+            self._checkpoints.prune()
+        except OSError as exc:
+            raise StoreError(f"cannot save a checkpoint: {exc.strerror}") from exc
+
+    def remember(self, messages: tuple[Message, ...], when: str) -> int:
+        """Add what people said to the short-term memory.
+
+        Args:
+            messages: The new messages; only those of user and assistant are kept.
+            when: ISO 8601 time, for the headings.
+
+        Returns:
+            The memory's length in bytes, for the checkpoint that covers it.
+
+        Raises:
+            StoreError: If the disk refuses.
+        """
+        try:
+            return self.memory.append(messages, when)
+        except OSError as exc:
+            raise StoreError(f"cannot write the short-term memory: {exc.strerror}") from exc
+
+    def keep_result(self, call_id: str, text: str) -> Path:
+        """Store a large tool result and return its file.
+
+        Args:
+            call_id: The call; only its safe characters become part of the name.
+            text: The result.
+
+        Raises:
+            StoreError: If the disk refuses.
+        """
+        name = re.sub(r"[^A-Za-z0-9_-]", "_", call_id)[:100] or "result"
+        path = self.directory / "results" / f"{name}.txt"
+        try:
+            path.parent.mkdir(exist_ok=True)
+            write_atomically(path, text.encode())
+        except OSError as exc:
+            raise StoreError(f"cannot keep a tool result: {exc.strerror}") from exc
+        return path
+
+    def audit(self, line: str) -> None:
+        """Append one line to the record of the gate's decisions.
+
+        Raises:
+            StoreError: If the disk refuses.
+        """
+        try:
+            append_text(self.directory / "audit.jsonl", line + "\n")
+        except OSError as exc:
+            raise StoreError(f"cannot record a decision: {exc.strerror}") from exc
+
+
+@contextmanager
+def open_state(workspace: Path, session_id: str) -> Iterator[SessionState]:
+    """Take a session's directory for this process, and read what is in it.
+
+    Args:
+        workspace: An existing directory.
+        session_id: See :func:`session_directory`.
+
+    Yields:
+        The state. Its term is one more than that of the last opening.
+
+    Raises:
+        UsageError: If the id is malformed.
+        SessionInUse: If another opening holds the directory.
+        WorkspaceUnusable: If the directory cannot be made or written.
+    """
+    directory = session_directory(workspace, session_id)
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        lock = os.open(directory / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    except OSError as exc:
+        raise WorkspaceUnusable(str(directory), exc.strerror or type(exc).__name__) from exc
+    with contextlib.closing(os.fdopen(lock, "r+", encoding="ascii", errors="replace")) as holder:
+        try:
+            fcntl.flock(holder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            text = holder.read(32).strip()
+            raise SessionInUse(str(directory), int(text) if text.isdigit() else None) from None
+        try:
+            holder.truncate(0)
+            holder.write(f"{os.getpid()}\n")
+            holder.flush()
+            state = _read_state(directory, session_id)
+        except OSError as exc:
+            raise WorkspaceUnusable(str(directory), exc.strerror or type(exc).__name__) from exc
+        yield state
+
+
+def _read_state(directory: Path, session_id: str) -> SessionState:
+    checkpoints = CheckpointDirectory(directory / "checkpoints")
+    newest = checkpoints.newest()
+    term_file = directory / "term"
+    recorded = term_file.read_text(encoding="ascii").strip() if term_file.exists() else ""
+    last_term = max(
+        int(recorded) if recorded.isdigit() else 0, newest.term if newest is not None else 0
+    )
+    term = last_term + 1
+    # On disk before any event carries it: no event id may ever be used twice.
+    write_atomically(term_file, f"{term}\n".encode())
+    memory = ShortTermMemory(directory / "memory.md")
+    memory.restore(newest.memory_bytes if newest is not None else 0)
+    return SessionState(directory, session_id, term, memory, newest, checkpoints)
+
+
+def snapshot_of(state: SessionState) -> JsonObject | None:
+    """Return the adapter's part of the checkpoint that *state* continues from."""
+    return None if state.newest is None else state.newest.adapter
