@@ -1,8 +1,10 @@
 """What a language model is to semibot: a scope that answers requests with streams.
 
 A provider is one file that implements :class:`Model` and a factory for it. Foreign
-exceptions stop there: a model raises :exc:`~semibot.errors.ModelError` and
-:exc:`~semibot.errors.ModelNotConfigured`, nothing else.
+exceptions stop there: a model raises :exc:`~semibot.errors.ModelError`,
+:exc:`~semibot.errors.ModelNotConfigured` and the named
+:exc:`~semibot.errors.DeadlineExceeded`, nothing else. A model makes each request once;
+retries are ``models/retry.py``'s.
 """
 
 from __future__ import annotations
@@ -66,7 +68,10 @@ class Reply:
     """Why the model stopped: ``stop``, ``tool_calls``, ``length`` or the provider's word."""
 
 
-StreamItem: TypeAlias = TextDelta | ReasoningDelta | Reply
+Delta: TypeAlias = TextDelta | ReasoningDelta
+"""A piece of a reply that is still coming in."""
+
+StreamItem: TypeAlias = Delta | Reply
 """What a model stream yields."""
 
 
@@ -80,14 +85,16 @@ class ModelStream(Protocol):
 
         Raises:
             ModelError: If the provider broke off, or said what cannot be understood.
-            DeadlineExceeded: ``model.idle`` if nothing came for that long.
+            DeadlineExceeded: ``model.response`` or ``model.idle`` if nothing came for
+                that long. The time that the caller spends between two calls of this
+                method does not count.
             StopAsyncIteration: After the :class:`Reply`.
         """
         ...
 
 
 class Model(Protocol):
-    """An open model."""
+    """An open model. Several streams may be open at once."""
 
     @property
     def name(self) -> str:

@@ -1,1 +1,35 @@
-"""."""
+"""Sessions, runs and the interface to adapters."""
+
+from .adapter import Adapter as Adapter
+from .adapter import AdapterContext as AdapterContext
+from .adapter import AdapterFactory as AdapterFactory
+from .adapter import ControlPlane as ControlPlane
+from .journal import Cursor as Cursor
+from .journal import JournalEntry as JournalEntry
+from .opening import open_session as open_session
+from .run import ActiveRun as ActiveRun
+from .run import Closed as Closed
+from .run import Emitted as Emitted
+from .run import Run as Run
+from .run import RunEvents as RunEvents
+from .session import BusyPolicy as BusyPolicy
+from .session import Session as Session
+from .session import SessionStatistics as SessionStatistics
+
+__all__ = [
+    "ActiveRun",
+    "Adapter",
+    "AdapterContext",
+    "AdapterFactory",
+    "BusyPolicy",
+    "Closed",
+    "ControlPlane",
+    "Cursor",
+    "Emitted",
+    "JournalEntry",
+    "Run",
+    "RunEvents",
+    "Session",
+    "SessionStatistics",
+    "open_session",
+]

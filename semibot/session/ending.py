@@ -140,14 +140,15 @@ def _failure(error: Exception | None) -> Failed:
         case _:  # its text may hold prompts or keys, so only the type is said
             return Failed(
                 AdapterError.code,
-                f"the adapter raised {_type_names(error)}; the log has the traceback",
+                f"the adapter raised {type_names(error)}; the log has the traceback",
                 is_retryable=False,
             )
 
 
-def _type_names(error: BaseException) -> str:
+def type_names(error: BaseException) -> str:
+    """Return the type of *error*, or of every leaf of a group; never its text."""
     if isinstance(error, BaseExceptionGroup):
-        return ", ".join(_type_names(child) for child in error.exceptions)
+        return ", ".join(type_names(child) for child in error.exceptions)
     return type(error).__name__
 
 

@@ -185,9 +185,28 @@ class Run:
         self._settling.set()
 
     @property
-    def is_stopping(self) -> bool:
-        """Whether the run was asked to stop before it said how it ends."""
-        return self._stop is not None
+    def has_begun(self) -> bool:
+        """Whether ``run_started`` is in the journal."""
+        return self._begun.is_set()
+
+    @property
+    def is_decided(self) -> bool:
+        """Whether it is settled how the run will have ended."""
+        return self._stop is not None or self._said is not None
+
+    @property
+    def first_seq(self) -> int:
+        """Number of ``run_started``, or 0 before the run has begun."""
+        return self._first_seq
+
+    @property
+    def expected_outcome(self) -> Outcome:
+        """How the run will have ended, if the conversation can be saved."""
+        return self._decide(None)[0]
+
+    def under_way(self) -> tuple[Activity, ...]:
+        """Return what the run has under way now."""
+        return self._ledger.under_way()
 
     def begin(self) -> None:
         """Append ``run_started``; from here on the run has events."""
@@ -247,6 +266,7 @@ class Run:
         if self._stop is None and self._said is None:
             self._said = Failed(error.code, str(error), error.is_retryable)
         self._scope.cancel("the adapter failed")
+        self._settling.set()
 
     def _seal(self) -> None:
         """Say where the terminal event will stand; nothing is accepted any more."""
@@ -261,7 +281,17 @@ class Run:
                 completed then fails, because its answer would be lost.
         """
         self._seal()
-        outcome, event = decide_ending(
+        outcome, event = self._decide(save_error)
+        self._journal.append(self.id, event)
+        self._terminal = event
+        self._outcome = outcome
+        if self._stop is not None:
+            self._receipt = self._make_receipt(self._stop, outcome)
+        self._ended.set()
+        return outcome
+
+    def _decide(self, save_error: SemibotError | None) -> tuple[Outcome, TerminalEvent]:
+        return decide_ending(
             run_id=self.id,
             said=self._said,
             stop=self._stop,
@@ -270,13 +300,6 @@ class Run:
             text=self.text,
             usage=self._usage,
         )
-        self._journal.append(self.id, event)
-        self._terminal = event
-        self._outcome = outcome
-        if self._stop is not None:
-            self._receipt = self._make_receipt(self._stop, outcome)
-        self._ended.set()
-        return outcome
 
     def _make_receipt(self, stop: Stop, outcome: Outcome) -> Receipt:
         def records(activities: tuple[Activity, ...]) -> tuple[ActivityRecord, ...]:

@@ -24,11 +24,11 @@ from semibot.errors import LocalProtocolError, RemoteProtocolError
 
 JsonValue = TypeAliasType(
     "JsonValue",
-    "None | bool | int | float | str | Sequence[JsonValue] | Mapping[str, JsonValue]",
+    bool | int | float | str | Sequence["JsonValue"] | Mapping[str, "JsonValue"] | None,
 )
 """Anything that JSON can say."""
 
-JsonObject = TypeAliasType("JsonObject", "Mapping[str, JsonValue]")
+JsonObject = TypeAliasType("JsonObject", Mapping[str, JsonValue])
 """A JSON object."""
 
 MAX_DEPTH: Final = 64

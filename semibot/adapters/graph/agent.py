@@ -1,0 +1,165 @@
+"""The graph agent: an adapter that thinks with a model and acts through the gate."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from typing import final
+
+import attrs
+
+from semibot.errors import SemibotError, ToolError
+from semibot.models import Model, ModelFactory, resolve_model
+from semibot.session import ActiveRun, Adapter, AdapterContext
+from semibot.tools import Gate, Grant, Policy, Tool, tool
+from semibot.tools.builtin import builtin_tools
+from semibot.wire.codec import JsonObject
+from semibot.workspace.skills import Skill
+
+from .acting import Actor
+from .loop import GraphRun
+from .settings import DEFAULT_PROMPT, AgentConfig
+
+
+@final
+@attrs.frozen
+class GraphAgent:
+    """An adapter factory: pass it to :func:`semibot.open_session`.
+
+    Registering a tool of your own is the permission to run it. Of the built-in tools
+    ``read_file``, ``list_directory`` and ``search_text`` work inside the workspace;
+    ``write_file`` and ``run_command`` need a grant.
+    """
+
+    model: str | ModelFactory | None = None
+    """``"openai:gpt-5"``, or a factory; None takes OpenAI if ``OPENAI_API_KEY`` or
+    ``OPENAI_BASE_URL`` is set, and else a demonstration without a model."""
+    tools: Sequence[Tool] = attrs.field(default=(), kw_only=True)
+    """Your own tools, made with :func:`semibot.tool`."""
+    grants: Sequence[str | Grant] = attrs.field(default=(), kw_only=True)
+    """What else may be used: ``"write"``, ``"run"``, a tool's name, or a ``Grant``."""
+    system_prompt: str = attrs.field(default=DEFAULT_PROMPT, kw_only=True)
+    """What the model is told first."""
+    has_builtin_tools: bool = attrs.field(default=True, kw_only=True)
+    """Whether the built-in tools are on offer."""
+    max_iterations: int = attrs.field(default=10, kw_only=True, validator=attrs.validators.ge(1))
+    """Most requests to the model in one run, at least 1."""
+    max_replans: int = attrs.field(default=3, kw_only=True, validator=attrs.validators.ge(0))
+    """Most plans of one run that follow a failure."""
+    max_parallel: int = attrs.field(default=8, kw_only=True, validator=attrs.validators.ge(1))
+    """Most tool calls at once, of those that may overlap."""
+
+    def __call__(self, context: AdapterContext) -> AbstractAsyncContextManager[Adapter]:
+        """Return the scope of the adapter; leaving it closes the model."""
+        return _open_graph(self, context)
+
+
+@asynccontextmanager
+async def _open_graph(agent: GraphAgent, context: AdapterContext) -> AsyncIterator[Adapter]:
+    config = AgentConfig(system_prompt=agent.system_prompt).changed_by(context.payload)
+    factory = resolve_model(agent.model if config.model is None else config.model)
+    tools = (*agent.tools, *(builtin_tools() if agent.has_builtin_tools else ()))
+    if context.skills:
+        tools = (*tools, _skill_tool(context.skills))
+    gate = Gate(
+        tools=tools,
+        policy=Policy(agent.grants),
+        recorder=context.record,
+        ports=context.ports,
+        deadlines=context.deadlines,
+        files=context.files,
+        session_id=context.session_id,
+        keep_result=context.keep_result,
+    )
+    async with factory(context.ports, context.deadlines) as model:
+        yield GraphAdapter(agent, context, gate, config, model)
+
+
+@final
+class GraphAdapter(Adapter):
+    """The adapter of one session. Made by calling a :class:`GraphAgent`."""
+
+    def __init__(
+        self,
+        agent: GraphAgent,
+        context: AdapterContext,
+        gate: Gate,
+        config: AgentConfig,
+        model: Model,
+    ) -> None:
+        self._agent = agent
+        self._context = context
+        self._gate = gate
+        self._config = config
+        self._model = model
+        self._opened_with = config.model
+
+    async def handle(self, run: ActiveRun) -> None:
+        """Drive one run."""
+        try:
+            if self._config.model == self._opened_with:
+                await self._respond(run, self._model)
+            else:  # changed since: opened for this run, so that no other run shares it
+                factory = resolve_model(self._config.model)
+                async with factory(self._context.ports, self._context.deadlines) as model:
+                    await self._respond(run, model)
+        except SemibotError as exc:
+            await run.fail(exc)
+
+    async def update_config(self, patch: JsonObject) -> None:
+        """Change model, prompt or sampling: ``{"agent_config": {...}}``."""
+        config = self._config.changed_by(patch)
+        resolve_model(config.model)
+        self._config = config
+
+    async def _respond(self, run: ActiveRun, model: Model) -> None:
+        context = self._context
+        actor = Actor(
+            run=run,
+            gate=self._gate,
+            deadlines=context.deadlines,
+            max_parallel=self._agent.max_parallel,
+            names={skill.id: skill.name for skill in context.skills},
+        )
+        await GraphRun(
+            run=run,
+            model=model,
+            actor=actor,
+            tools=self._gate.specs(),
+            config=self._config,
+            system_prompt=self._system_prompt(),
+            ports=context.ports,
+            max_iterations=self._agent.max_iterations,
+            max_replans=self._agent.max_replans,
+        ).respond()
+
+    def _system_prompt(self) -> str:
+        lines = [self._config.system_prompt or DEFAULT_PROMPT]
+        today = self._context.ports.wall_clock.now().date().isoformat()
+        lines.append(f"Today is {today} (UTC).")
+        if self._context.skills:
+            lines.append("Skills, to be read with use_skill before you rely on them:")
+            lines += [
+                f"- {skill.id}: {skill.name}. {skill.description}"
+                for skill in self._context.skills
+            ]
+        return "\n".join(lines)
+
+
+def _skill_tool(skills: tuple[Skill, ...]) -> Tool:
+    """Return the tool that reads a skill's instructions."""
+    by_id = {skill.id: skill for skill in skills}
+
+    @tool(name="use_skill", kind="skill", is_parallel_safe=True)
+    def use_skill(skill_id: str) -> str:
+        """Read the instructions of a skill.
+
+        Args:
+            skill_id: Identifier from the list of skills.
+        """
+        skill = by_id.get(skill_id)
+        if skill is None or skill.directory is None:
+            raise ToolError(f"there is no skill {skill_id!r}; there are: {', '.join(by_id)}")
+        return (skill.directory / "SKILL.md").read_text(encoding="utf-8")
+
+    return use_skill

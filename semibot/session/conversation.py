@@ -1,0 +1,143 @@
+"""What a session remembers between runs, and when it is saved.
+
+A checkpoint is written twice per run: before ``run_started`` is said, so that a question
+that anyone saw is never lost, and before the terminal event is said, so that an answer
+that anyone saw is never lost either. The second replaces the first.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TypeVar, TypeVarTuple, final
+
+from semibot.config import Deadlines
+from semibot.errors import DeadlineExceeded, StoreError
+from semibot.lifetimes import deadline
+from semibot.ports import Ports
+from semibot.wire.chat import Message
+from semibot.wire.codec import JsonObject
+from semibot.workspace.checkpoints import Checkpoint, CheckpointStatus, checkpoint_id
+from semibot.workspace.state import SessionState
+
+from .run import ActiveRun, Run
+
+T = TypeVar("T")
+Ts = TypeVarTuple("Ts")
+
+
+@final
+class Conversation:
+    """The history of one session, in memory and on disk.
+
+    Args:
+        state: The session's open directory.
+        ports: The seams.
+        deadlines: The bounds.
+    """
+
+    def __init__(self, state: SessionState, ports: Ports, deadlines: Deadlines) -> None:
+        self._state = state
+        self._ports = ports
+        self._deadlines = deadlines
+        newest = state.newest
+        self._history: tuple[Message, ...] = () if newest is None else newest.history
+        self._snapshot: JsonObject | None = None if newest is None else newest.adapter
+        self._memory_bytes = 0 if newest is None else newest.memory_bytes
+        self._running: Checkpoint | None = None
+
+    @property
+    def history(self) -> tuple[Message, ...]:
+        """Every message so far, oldest first."""
+        return self._history
+
+    @property
+    def snapshot(self) -> JsonObject | None:
+        """What the adapter wants back when the session is opened again."""
+        return self._snapshot
+
+    async def begin(self, run: Run, covers_seq: int) -> tuple[Message, ...]:
+        """Add the question, durably, and return the history before it.
+
+        Args:
+            run: The run that begins.
+            covers_seq: Number that its ``run_started`` will have.
+
+        Raises:
+            StoreError: If it could not be saved; the conversation is unchanged.
+        """
+        before = self._history if run.given_history is None else run.given_history
+        question = Message(role="user", content=run.message)
+        if before and before[-1].role == "user" and before[-1].content == run.message:
+            before = before[:-1] if run.given_history is not None else before
+        self._running = await self._save(
+            run, "running", covers_seq, (*before, question), (question,)
+        )
+        return before
+
+    async def finish(
+        self, run: Run, active: ActiveRun, snapshot: JsonObject | None, covers_seq: int
+    ) -> None:
+        """Add what the run leaves behind, durably.
+
+        Args:
+            run: The run, which has settled.
+            active: Its adapter's side, with what is to be remembered.
+            snapshot: The adapter's state; None keeps the earlier one.
+            covers_seq: Number that the terminal event will have.
+
+        Raises:
+            StoreError: If it could not be saved; memory keeps what disk has.
+        """
+        added = active.remembered
+        if not added and run.text:
+            added = (Message(role="assistant", content=run.text),)
+        if snapshot is not None:
+            self._snapshot = snapshot
+        replaces, self._running = self._running, None
+        await self._save(
+            run, run.expected_outcome, covers_seq, (*self._history, *added), added, replaces
+        )
+
+    async def _save(
+        self,
+        run: Run,
+        status: CheckpointStatus,
+        covers_seq: int,
+        history: tuple[Message, ...],
+        added: tuple[Message, ...],
+        replaces: Checkpoint | None = None,
+    ) -> Checkpoint:
+        state = self._state
+        now = self._ports.wall_clock.now().isoformat(timespec="milliseconds")
+        self._memory_bytes = await self._on_disk(state.remember, added, now)
+        checkpoint = Checkpoint(
+            id=checkpoint_id(state.term, covers_seq),
+            session_id=state.session_id,
+            term=state.term,
+            covers_seq=covers_seq,
+            run_id=run.id,
+            status=status,
+            history=history,
+            last_user_message=run.message,
+            memory_bytes=self._memory_bytes,
+            updated_at=now,
+            adapter=self._snapshot,
+        )
+        await self._on_disk(_save_checkpoint, state, checkpoint, replaces)
+        self._history = history
+        return checkpoint
+
+    async def _on_disk(self, fn: Callable[[*Ts], T], *args: *Ts) -> T:
+        try:
+            with deadline("session.save", self._deadlines.session_save):
+                return await self._ports.threads.run_sync(
+                    fn, *args, limiter="files", abandon_on_cancel=True
+                )
+        except DeadlineExceeded as exc:
+            raise StoreError(f"the disk did not answer: {exc}") from exc
+
+
+def _save_checkpoint(
+    state: SessionState, checkpoint: Checkpoint, replaces: Checkpoint | None
+) -> None:
+    state.save(checkpoint, replaces=replaces)

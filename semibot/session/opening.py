@@ -1,0 +1,194 @@
+"""Open a session: its workspace, its directory, its services, in that order."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
+from typing import cast, final
+
+import attrs
+import trio
+
+from semibot.config import Deadlines
+from semibot.errors import WorkspaceUnusable
+from semibot.lifetimes import grace, open_services
+from semibot.live import live_ports
+from semibot.observe.watchdog import open_watchdog
+from semibot.ports import Ports
+from semibot.tools.gate import CallEnded, Decision, Recorder
+from semibot.tools.paths import ConfinedDirectory
+from semibot.wire.codec import JsonObject, dump_json, unstructure
+from semibot.workspace.local_plane import LocalControlPlane
+from semibot.workspace.skills import Skill, read_skills, usable_skills
+from semibot.workspace.state import STATE_DIRECTORY, SessionState, open_state
+
+from .adapter import AdapterContext, AdapterFactory, ControlPlane
+from .session import Session
+
+
+@asynccontextmanager
+async def open_session(
+    adapter: AdapterFactory,
+    *,
+    workspace: str | Path | None = None,
+    session_id: str | None = None,
+    payload: JsonObject | None = None,
+    control_plane: ControlPlane | None = None,
+    record: Recorder | None = None,
+    deadlines: Deadlines | None = None,
+    ports: Ports | None = None,
+) -> AsyncIterator[Session]:
+    """Open a session, and close it with everything that it started.
+
+    On exit the run under way is interrupted, the adapter's scope is left, and the
+    directory is released. Exit waits for that, at most
+    :attr:`Deadlines.stop_bound <semibot.Deadlines.stop_bound>`; only code that shields
+    itself from cancellation can make it longer.
+
+    Args:
+        adapter: Makes the adapter's scope, such as a ``GraphAgent``.
+        workspace: The directory that the agent works in, and in whose ``.semibot`` the
+            session is kept. None means a temporary one that goes with the session.
+        session_id: Reopens the session of that id in *workspace*, or makes it; see
+            :func:`~semibot.workspace.state.session_directory`. None makes a new id.
+        payload: What started the session, for the adapter.
+        control_plane: Who answers the adapter's requests; by default the session's own
+            memory and skills.
+        record: Where the gate's decisions go; by default ``audit.jsonl`` in the
+            session's directory.
+        deadlines: The bounds.
+        ports: The seams; real ones by default.
+
+    Yields:
+        The session.
+
+    Raises:
+        WorkspaceUnusable: If the workspace is missing or cannot be written.
+        SessionInUse: If another process has the session open.
+        UsageError: If *session_id* is malformed.
+        AdapterError: If the adapter failed outside a run; the body is then cancelled.
+        DeadlineExceeded: ``session.adapter_start``.
+    """
+    ports = ports or live_ports()
+    bounds = deadlines or Deadlines()
+    async with AsyncExitStack() as stack:
+        root = await stack.enter_async_context(_open_workspace(workspace, ports, bounds))
+        state = await stack.enter_async_context(
+            _open_directory(root, session_id or ports.ids.new_id(), ports, bounds)
+        )
+        watchdog = await stack.enter_async_context(open_watchdog(ports))
+        services = await stack.enter_async_context(open_services())
+        skills = await _find_skills(root, ports)
+        session = Session(
+            state=state, workspace=root, ports=ports, deadlines=bounds, watchdog=watchdog
+        )
+        keeper = _Keeper(state, root, ports)
+
+        def make_context(nursery: trio.Nursery) -> AdapterContext:
+            return AdapterContext(
+                session_id=session.id,
+                workspace=root,
+                files=ConfinedDirectory(
+                    root, reserved=(STATE_DIRECTORY,), readable=(keeper.readable,)
+                ),
+                nursery=nursery,
+                ports=ports,
+                deadlines=bounds,
+                payload=payload or {},
+                snapshot=session.snapshot,
+                skills=skills,
+                control_plane=control_plane
+                or LocalControlPlane(state.memory, skills, ports.threads),
+                record=record or keeper.record,
+                keep_result=keeper.keep_result,
+            )
+
+        services.start_soon(session.serve_runs, name="session runs")
+        services.start_soon(session.serve_adapter, adapter, make_context, name="session adapter")
+        await session.wait_open()
+        try:
+            yield session
+        finally:
+            with grace("session.stop", bounds.stop_bound):
+                await session.stop()
+
+
+@asynccontextmanager
+async def _open_workspace(
+    workspace: str | Path | None, ports: Ports, bounds: Deadlines
+) -> AsyncIterator[Path]:
+    if workspace is not None:
+        yield await ports.threads.run_sync(_existing_directory, Path(workspace), limiter="files")
+        return
+    directory = await ports.threads.run_sync(_temporary_directory, limiter="files")
+    try:
+        yield Path(directory.name).resolve()
+    finally:
+        with grace("session.save", bounds.session_save):
+            await ports.threads.run_sync(directory.cleanup, limiter="files")
+
+
+def _existing_directory(path: Path) -> Path:
+    try:
+        root = path.resolve(strict=True)
+    except OSError as exc:
+        raise WorkspaceUnusable(str(path), exc.strerror or type(exc).__name__) from exc
+    if not root.is_dir():
+        raise WorkspaceUnusable(str(path), "not a directory")
+    return root
+
+
+def _temporary_directory() -> tempfile.TemporaryDirectory[str]:
+    return tempfile.TemporaryDirectory(prefix="semibot-", ignore_cleanup_errors=True)
+
+
+@asynccontextmanager
+async def _open_directory(
+    root: Path, session_id: str, ports: Ports, bounds: Deadlines
+) -> AsyncIterator[SessionState]:
+    manager = open_state(root, session_id)
+    state = await ports.threads.run_sync(manager.__enter__, limiter="files")
+    try:
+        yield state
+    finally:
+        with grace("session.save", bounds.session_save):
+            await ports.threads.run_sync(manager.__exit__, None, None, None, limiter="files")
+
+
+async def _find_skills(root: Path, ports: Ports) -> tuple[Skill, ...]:
+    found = await ports.threads.run_sync(
+        read_skills, root / STATE_DIRECTORY / "skills", limiter="files"
+    )
+    return usable_skills(found, environment=ports.environment)
+
+
+@final
+@attrs.frozen
+class _Keeper:
+    """Writes what gate and tools leave behind, off the loop."""
+
+    state: SessionState
+    root: Path
+    ports: Ports
+
+    @property
+    def readable(self) -> str:
+        """The one part of the session's directory that tools may read."""
+        return str((self.state.directory / "results").relative_to(self.root))
+
+    async def record(self, entry: Decision | CallEnded) -> None:
+        """Append a decision, or the end of a call, to the audit file."""
+        kind = "decision" if isinstance(entry, Decision) else "call_ended"
+        fields = cast("JsonObject", unstructure(entry))
+        now = self.ports.wall_clock.now().isoformat(timespec="milliseconds")
+        line = dump_json({"time": now, "kind": kind, **fields})
+        await self.ports.threads.run_sync(self.state.audit, line, limiter="files")
+
+    async def keep_result(self, call_id: str, text: str) -> str:
+        """Store a large result and return its path below the workspace."""
+        path = await self.ports.threads.run_sync(
+            self.state.keep_result, call_id, text, limiter="files"
+        )
+        return str(path.relative_to(self.root))
