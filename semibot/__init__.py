@@ -1,1 +1,98 @@
-"""A Trio runtime for LLM agents."""
+"""A Trio runtime for LLM agents: sessions that do not leak, do not lose and do not hang.
+
+The names below are loaded when they are first used: a command line that only prints its
+help must not pay for Trio and a model's SDK.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from semibot.adapters.bridge import BridgeAgent as BridgeAgent
+    from semibot.adapters.graph import GraphAgent as GraphAgent
+    from semibot.adapters.openclaw import openclaw_agent as openclaw_agent
+    from semibot.config import Deadlines as Deadlines
+    from semibot.errors import SemibotError as SemibotError
+    from semibot.models.openai import openai_model as openai_model
+    from semibot.models.scripted import demonstration_model as demonstration_model
+    from semibot.models.scripted import scripted_model as scripted_model
+    from semibot.secret import Secret as Secret
+    from semibot.session import ActiveRun as ActiveRun
+    from semibot.session import Adapter as Adapter
+    from semibot.session import AdapterContext as AdapterContext
+    from semibot.session import Closed as Closed
+    from semibot.session import Emitted as Emitted
+    from semibot.session import Run as Run
+    from semibot.session import Session as Session
+    from semibot.session import open_session as open_session
+    from semibot.tools import Grant as Grant
+    from semibot.tools import Tool as Tool
+    from semibot.tools import ToolContext as ToolContext
+    from semibot.tools import tool as tool
+    from semibot.wire.receipts import Receipt as Receipt
+
+__version__: Final = "0.1.0"
+
+__all__ = [
+    "ActiveRun",
+    "Adapter",
+    "AdapterContext",
+    "BridgeAgent",
+    "Closed",
+    "Deadlines",
+    "Emitted",
+    "Grant",
+    "GraphAgent",
+    "Receipt",
+    "Run",
+    "Secret",
+    "SemibotError",
+    "Session",
+    "Tool",
+    "ToolContext",
+    "__version__",
+    "demonstration_model",
+    "open_session",
+    "openai_model",
+    "openclaw_agent",
+    "scripted_model",
+    "tool",
+]
+
+_ROOMS: Final = {
+    "ActiveRun": "session",
+    "Adapter": "session",
+    "AdapterContext": "session",
+    "BridgeAgent": "adapters.bridge",
+    "Closed": "session",
+    "Deadlines": "config",
+    "Emitted": "session",
+    "Grant": "tools",
+    "GraphAgent": "adapters.graph",
+    "Receipt": "wire.receipts",
+    "Run": "session",
+    "Secret": "secret",
+    "SemibotError": "errors",
+    "Session": "session",
+    "Tool": "tools",
+    "ToolContext": "tools",
+    "demonstration_model": "models.scripted",
+    "open_session": "session",
+    "openai_model": "models.openai",
+    "openclaw_agent": "adapters.openclaw",
+    "scripted_model": "models.scripted",
+    "tool": "tools",
+}
+
+
+def __getattr__(name: str) -> object:
+    room = _ROOMS.get(name)
+    if room is None:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{room}"), name)
+
+
+def __dir__() -> list[str]:
+    return list(__all__)

@@ -50,8 +50,8 @@ def repair_history(messages: Iterable[Message]) -> tuple[Message, ...]:
     * Call ids are unique; names of tools and arguments have the form that providers ask
       for; no text has half a character in it.
 
-    Repairing twice changes nothing more, and repairing a longer history changes nothing
-    in front, so that a provider's prompt cache stays valid.
+    Repairing twice changes nothing more. What stands in front does not depend on what is
+    appended later, system messages aside, so that a provider's prompt cache stays valid.
 
     Args:
         messages: The conversation, in order.

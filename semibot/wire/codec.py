@@ -12,24 +12,34 @@ import math
 import re
 import typing
 from collections.abc import Callable, Mapping, Sequence
-from typing import Final, NoReturn, TypeVar
+from typing import Final, NoReturn, TypeAlias, TypeVar
 
 import attrs
 import cattrs
-from cattrs.gen import make_dict_structure_fn, make_dict_unstructure_fn, override
 from cattrs.errors import IterableValidationError, IterableValidationNote
+from cattrs.gen import make_dict_structure_fn, make_dict_unstructure_fn, override
 from typing_extensions import TypeAliasType
 
 from semibot.errors import LocalProtocolError, RemoteProtocolError
 
-JsonValue = TypeAliasType(
-    "JsonValue",
-    bool | int | float | str | Sequence["JsonValue"] | Mapping[str, "JsonValue"] | None,
-)
-"""Anything that JSON can say."""
-
-JsonObject = TypeAliasType("JsonObject", Mapping[str, JsonValue])
-"""A JSON object."""
+if typing.TYPE_CHECKING:
+    # Said twice, because pyright loses the recursion of a TypeAliasType that another module
+    # reaches through JsonObject first. At run time each has to be an object of its own, so
+    # that the converter can tell it from other unions and mappings.
+    JsonValue: TypeAlias = (
+        bool | int | float | str | Sequence["JsonValue"] | Mapping[str, "JsonValue"] | None
+    )
+    """Anything that JSON can say."""
+    JsonObject: TypeAlias = Mapping[str, JsonValue]
+    """A JSON object."""
+else:
+    JsonValue = TypeAliasType(
+        "JsonValue",
+        "bool | int | float | str | Sequence[JsonValue] | Mapping[str, JsonValue] | None",
+    )
+    """Anything that JSON can say."""
+    JsonObject = TypeAliasType("JsonObject", "Mapping[str, JsonValue]")
+    """A JSON object."""
 
 MAX_DEPTH: Final = 64
 """How deeply JSON from outside may be nested."""
@@ -201,10 +211,15 @@ def _json_value(value: object, _: object) -> object:
 
 
 def _json_object(value: object, _: object) -> object:
+    dump_or_refuse(_mapping(value))
+    return value
+
+
+def _mapping(value: object) -> Mapping[str, object]:
     if not isinstance(value, Mapping):
         message = "expected an object"
         raise _Mismatch(message)
-    return _json_value(value, _)
+    return typing.cast("Mapping[str, object]", value)
 
 
 def dump_or_refuse(value: object) -> None:
@@ -249,7 +264,7 @@ def _sequence_hook(as_type: object, converter: cattrs.Converter) -> Callable[[ob
             message = "expected an array"
             raise _Mismatch(message)
         items: list[object] = []
-        for index, item in enumerate(value):
+        for index, item in enumerate(typing.cast("Sequence[object]", value)):
             try:
                 items.append(converter.structure(item, inner))
             except Exception as exc:
@@ -261,13 +276,10 @@ def _sequence_hook(as_type: object, converter: cattrs.Converter) -> Callable[[ob
 
 
 def _attrs_hook(as_type: type, converter: cattrs.Converter) -> Callable[[object, object], object]:
-    build = make_dict_structure_fn(as_type, converter)
+    build: _Hook = make_dict_structure_fn(as_type, converter)
 
     def hook(value: object, _: object) -> object:
-        if not isinstance(value, Mapping):
-            message = "expected an object"
-            raise _Mismatch(message)
-        return build(value, as_type)
+        return build(_mapping(value), as_type)
 
     return hook
 
@@ -296,7 +308,7 @@ def _make_converter() -> cattrs.Converter:
     converter.register_structure_hook_factory(_is_sequence, _sequence_hook)
     converter.register_structure_hook_factory(attrs.has, _attrs_hook)
     converter.register_unstructure_hook_func(
-        lambda t: t is JsonValue or t is JsonObject, lambda value: value
+        lambda t: t in {JsonValue, JsonObject}, lambda value: value
     )
     converter.register_unstructure_hook_factory(attrs.has, _omit_none)
     return converter

@@ -78,8 +78,6 @@ class GraphRun:
     async def _ask(self, tool_choice: ToolChoice) -> Reply:
         """Send the conversation to the model and pass on what it says as it comes."""
         self._partial.clear()
-        if self.run.has_text:
-            await self._say("\n\n")
         request = ModelRequest(
             messages=repair_history(
                 (
@@ -113,6 +111,8 @@ class GraphRun:
     async def _pass_on(self, item: TextDelta | ReasoningDelta) -> None:
         match item:
             case TextDelta(text=text):
+                if not self._partial and self.run.has_text:
+                    await self._say("\n\n")  # what was said before an earlier plan ends here
                 self._partial.append(text)
                 await self._say(text)
             case ReasoningDelta(text=text):
@@ -135,7 +135,7 @@ class GraphRun:
         text = reply.message.content
         if not text:
             text = NO_ANSWER if reply.message.tool_calls else ""
-            await self._say(text)
+            await self._pass_on(TextDelta(text=text))
         await self._think("concluding", "Done." if reason is None else f"Stopped: {reason}.")
         self.run.remember(Message(role="assistant", content=text))
         await self.run.complete(termination_reason=reason or _unusual(reply.finish_reason))
