@@ -183,7 +183,9 @@ class AdapterError(SemibotError):
 
     code = "ADAPTER_ERROR"
 
-    def __init__(self, message: str, *, code: str = "ADAPTER_ERROR", is_retryable: bool = False) -> None:
+    def __init__(
+        self, message: str, *, code: str = "ADAPTER_ERROR", is_retryable: bool = False
+    ) -> None:
         super().__init__(message)
         self.message = message
         self.code = code

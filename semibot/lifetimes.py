@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import contextvars
 import math
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncGenerator, Awaitable, Callable, Generator
 from contextlib import asynccontextmanager, contextmanager
 from typing import TypeVarTuple, final
 
@@ -34,7 +34,7 @@ Ts = TypeVarTuple("Ts")
 
 
 @contextmanager
-def deadline(name: str, seconds: float) -> Iterator[trio.CancelScope]:
+def deadline(name: str, seconds: float) -> Generator[trio.CancelScope]:
     """Bound a wait on the outside world, and name the bound in the error.
 
     Args:
@@ -67,7 +67,7 @@ class StopClock:
 
     _parent: StopClock | None = None
     _stop_at: float = math.inf
-    _scopes: set[trio.CancelScope] = attrs.field(factory=set, init=False)
+    _scopes: set[trio.CancelScope] = attrs.field(factory=set[trio.CancelScope], init=False)
 
     @property
     def stop_at(self) -> float:
@@ -101,7 +101,7 @@ _stop_clock: contextvars.ContextVar[StopClock] = contextvars.ContextVar("semibot
 
 
 @contextmanager
-def open_stop_clock() -> Iterator[StopClock]:
+def open_stop_clock() -> Generator[StopClock]:
     """Make this block a root whose clean-up can be bounded as a whole.
 
     Tasks started inside inherit the clock. Roots may nest: an outer stop also bounds
@@ -128,7 +128,7 @@ _enclosing_grace: contextvars.ContextVar[_Grace] = contextvars.ContextVar("semib
 
 
 @contextmanager
-def grace(name: str, seconds: float) -> Iterator[trio.CancelScope]:
+def grace(name: str, seconds: float) -> Generator[trio.CancelScope]:
     """Shield clean-up from cancellation, for a bounded time.
 
     The block ends when it is done, after *seconds*, when the enclosing grace ends, or
@@ -176,7 +176,7 @@ class Services:
 
     _nursery: trio.Nursery
     _body: trio.CancelScope
-    _scopes: set[trio.CancelScope] = attrs.field(factory=set, init=False)
+    _scopes: set[trio.CancelScope] = attrs.field(factory=set[trio.CancelScope], init=False)
     _is_stopped: bool = attrs.field(default=False, init=False)
     _failure: Exception | None = attrs.field(default=None, init=False)
 
@@ -197,7 +197,7 @@ class Services:
     ) -> None:
         # Shielded, so that an outer cancellation reaches the body only: the body may
         # still need this service while it cleans up. _stop() is what ends the shield.
-        with trio.CancelScope(shield=True) as scope:
+        with trio.CancelScope(shield=True) as scope:  # noqa: ASYNC912 - *fn* has the cancel points
             self._scopes.add(scope)
             if self._is_stopped:  # the body left before this task first ran
                 scope.cancel("the body of open_services() is done")
@@ -205,7 +205,7 @@ class Services:
                 await fn(*args)
                 if not self._is_stopped:
                     raise ServiceEnded(name)
-            except Exception as exc:
+            except Exception as exc:  # noqa: BLE001 - open_services() raises it from the block
                 self._fail(name, exc)
             finally:
                 self._scopes.discard(scope)
@@ -228,7 +228,7 @@ def _name_of(fn: object) -> str:
 
 
 @asynccontextmanager
-async def open_services() -> AsyncIterator[Services]:
+async def open_services() -> AsyncGenerator[Services]:
     """Open a scope whose background tasks outlive the body, never the block.
 
     On exit the body has already left; the services are then cancelled, and exit waits

@@ -51,7 +51,9 @@ class LiveThreads:
     """
 
     limits: Mapping[str, int] = THREAD_LIMITS
-    _limiters: dict[str, trio.CapacityLimiter] = attrs.field(factory=dict, init=False)
+    _limiters: dict[str, trio.CapacityLimiter] = attrs.field(
+        factory=dict[str, trio.CapacityLimiter], init=False
+    )
 
     def _limiter(self, name: str) -> trio.CapacityLimiter:
         limiter = self._limiters.get(name)
@@ -140,7 +142,7 @@ def live_ports() -> Ports:
     """Return a fresh set of real seams; nothing is shared between two sets."""
     return Ports(
         wall_clock=LiveWallClock(),
-        random=random.Random(),
+        random=random.Random(),  # noqa: S311 - for jitter; ids come from LiveIds
         ids=LiveIds(),
         threads=LiveThreads(),
         spawn=live_spawn,

@@ -40,7 +40,7 @@ def protocol_error(reason: str) -> ModelError:
 class _Call:
     id: str = ""
     name: str = ""
-    arguments: list[str] = attrs.field(factory=list)
+    arguments: list[str] = attrs.field(factory=list[str])
 
 
 @final
@@ -57,9 +57,9 @@ class ReplyBuilder:
     """Why the model stopped; None until it says so."""
     usage: Usage | None = attrs.field(default=None, init=False)
     """Tokens spent; None until the server says."""
-    _text: list[str] = attrs.field(factory=list, init=False)
-    _calls: list[_Call] = attrs.field(factory=list, init=False)
-    _by_index: dict[int, _Call] = attrs.field(factory=dict, init=False)
+    _text: list[str] = attrs.field(factory=list[str], init=False)
+    _calls: list[_Call] = attrs.field(factory=list[_Call], init=False)
+    _by_index: dict[int, _Call] = attrs.field(factory=dict[int, _Call], init=False)
     _size: int = attrs.field(default=0, init=False)
 
     def feed(self, chunk: JsonValue) -> tuple[bool, list[Delta]]:
@@ -90,9 +90,7 @@ class ReplyBuilder:
         choice = choices[0]
         if not isinstance(choice, Mapping):
             raise protocol_error("a choice is not an object")
-        delta = choice.get("delta") or {}
-        if not isinstance(delta, Mapping):
-            raise protocol_error("a delta is not an object")
+        delta = _object(choice, "delta")
         deltas = self._take_texts(delta)
         has_calls = self._take_calls(delta.get("tool_calls"))
         has_finish = self._take_finish_reason(choice.get("finish_reason"))
@@ -116,9 +114,7 @@ class ReplyBuilder:
                 )
             )
         return Reply(
-            message=Message(
-                role="assistant", content="".join(self._text), tool_calls=tuple(calls)
-            ),
+            message=Message(role="assistant", content="".join(self._text), tool_calls=tuple(calls)),
             usage=self.usage or Usage(),
             finish_reason=self.finish_reason,
         )
@@ -152,6 +148,9 @@ class ReplyBuilder:
             return ""
         if not isinstance(text, str):
             raise protocol_error(f"{field} is not a string")
+        return self._bounded(text)
+
+    def _bounded(self, text: str) -> str:
         self._size += len(text)
         if self._size > MAX_REPLY_CHARS:
             raise protocol_error(f"the reply is longer than {MAX_REPLY_CHARS} characters")
@@ -169,21 +168,19 @@ class ReplyBuilder:
         return bool(pieces)
 
     def _take_call(self, piece: JsonObject) -> None:
-        function = piece.get("function") or {}
-        if not isinstance(function, Mapping):
-            raise protocol_error("the function of a tool call is not an object")
-        id = self._take_text(piece, "id")
+        function = _object(piece, "function")
+        call_id = self._take_text(piece, "id")
         name = self._take_text(function, "name")
-        call = self._call_for(piece.get("index"), id, name)
-        call.id = call.id or id
+        call = self._call_for(piece.get("index"), call_id, name)
+        call.id = call.id or call_id
         call.name = call.name or name
         arguments = function.get("arguments")
         if isinstance(arguments, Mapping):
-            call.arguments.append(dump_json(arguments))
+            call.arguments.append(self._bounded(dump_json(arguments)))
         else:
             call.arguments.append(self._take_text(function, "arguments"))
 
-    def _call_for(self, index: JsonValue, id: str, name: str) -> _Call:
+    def _call_for(self, index: JsonValue, call_id: str, name: str) -> _Call:
         """Find the call that a piece continues, or begin one."""
         if isinstance(index, int):
             call = self._by_index.get(index)
@@ -191,7 +188,7 @@ class ReplyBuilder:
             call = self._calls[-1] if self._calls and not name else None
         else:
             raise protocol_error("the index of a tool call is not a number")
-        if call is None or (id and call.id and id != call.id):
+        if call is None or (call_id and call.id and call_id != call.id):
             if len(self._calls) == MAX_TOOL_CALLS:
                 raise protocol_error(f"the reply has more than {MAX_TOOL_CALLS} tool calls")
             call = _Call()
@@ -213,6 +210,15 @@ def _is_list(value: JsonValue) -> TypeIs[Sequence[JsonValue]]:
     return isinstance(value, Sequence) and not isinstance(value, str)
 
 
+def _object(source: JsonObject, field: str) -> JsonObject:
+    value = source.get(field)
+    if value is None:
+        return {}
+    if not isinstance(value, Mapping):
+        raise protocol_error(f"{field} is not an object")
+    return value
+
+
 def _count(usage: JsonObject, field: str) -> int:
     count = usage.get(field)
     return count if isinstance(count, int) and count > 0 else 0
@@ -221,7 +227,7 @@ def _count(usage: JsonObject, field: str) -> int:
 # --- what servers say when something is wrong -----------------------------------------
 
 
-def short_word(value: object) -> str:
+def short_word(value: JsonValue) -> str:
     """Return *value* if it is a short code, else an empty string.
 
     Servers echo prompts and keys in their error texts; a code such as
@@ -231,7 +237,7 @@ def short_word(value: object) -> str:
     return text if _SHORT_WORD.fullmatch(text) else ""
 
 
-def error_words(error: object) -> str:
+def error_words(error: JsonValue) -> str:
     """Return the codes in a server's error report, such as ``(rate_limit_exceeded)``.
 
     Args:
@@ -247,7 +253,7 @@ def error_words(error: object) -> str:
     return f" ({', '.join(found)})" if found else ""
 
 
-def reported_error(error: object) -> ModelError:
+def reported_error(error: JsonValue) -> ModelError:
     """Return the error that a server reports in the middle of a stream."""
     words = error_words(error)
     if "rate_limit" in words:

@@ -78,7 +78,7 @@ def repair_history(messages: Iterable[Message]) -> tuple[Message, ...]:
 
 @attrs.define(eq=False)
 class _Repair:
-    messages: list[Message] = attrs.field(factory=list)
+    messages: list[Message] = attrs.field(factory=list[Message])
     _answer: list[str] | None = None
     _ids: _UniqueIds = attrs.field(factory=lambda: _UniqueIds())
 
@@ -87,9 +87,7 @@ class _Repair:
         if self.messages and self.messages[-1].role != "assistant":
             self.messages.append(Message(role="assistant", content=NO_ANSWER))
         self.messages.append(
-            Message(
-                role="user", content=_join([message.content]) or NO_CONTENT, name=message.name
-            )
+            Message(role="user", content=_join([message.content]) or NO_CONTENT, name=message.name)
         )
 
     def add_assistant(self, message: Message, results: Mapping[str, deque[str]]) -> None:
@@ -126,8 +124,8 @@ class _Repair:
 
 @attrs.define(eq=False)
 class _UniqueIds:
-    _used: set[str] = attrs.field(factory=set)
-    _next: dict[str, int] = attrs.field(factory=dict)
+    _used: set[str] = attrs.field(factory=set[str])
+    _next: dict[str, int] = attrs.field(factory=dict[str, int])
 
     def take(self, wanted: str) -> str:
         base = wanted or "call"

@@ -19,7 +19,7 @@ import trio
 from semibot.config import Deadlines
 from semibot.errors import UsageError
 from semibot.ports import Ports
-from semibot.tools.gate import Recorder
+from semibot.tools.calls import Recorder
 from semibot.tools.paths import ConfinedDirectory
 from semibot.wire.codec import JsonObject, JsonValue
 from semibot.workspace.skills import Skill

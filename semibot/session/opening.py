@@ -17,7 +17,7 @@ from semibot.lifetimes import grace, open_services
 from semibot.live import live_ports
 from semibot.observe.watchdog import open_watchdog
 from semibot.ports import Ports
-from semibot.tools.gate import CallEnded, Decision, Recorder
+from semibot.tools.calls import CallEnded, Decision, Recorder
 from semibot.tools.paths import ConfinedDirectory
 from semibot.wire.codec import JsonObject, dump_json, unstructure
 from semibot.workspace.local_plane import LocalControlPlane

@@ -169,18 +169,19 @@ class Run:
 
     # --- for the session --------------------------------------------------------------
 
-    def request_stop(self, outcome: StopOutcome, reason: str) -> None:
+    def request_stop(self, outcome: StopOutcome, reason: str, at: float | None = None) -> None:
         """Ask the run to stop; never waits. Only the first request decides the outcome.
 
         Args:
             outcome: How the run will have ended.
             reason: Why.
+            at: Trio's clock when it was to stop; None means now.
         """
         if self.has_ended:
             return
-        if self._stop is None and self._said is None:
-            self._stop = Stop(outcome, reason, trio.current_time())
-            self._under_way = self._ledger.under_way()
+        if not self.is_decided:
+            self._stop = Stop(outcome, reason, trio.current_time() if at is None else at)
+            self._under_way = self._ledger.under_way(at)
         self._scope.cancel(reason)
         self._settling.set()
 
@@ -232,6 +233,8 @@ class Run:
         try:
             with self._scope:
                 await handle(active)
+            if self._scope.cancelled_caught:  # unless asked to, it was the deadline
+                self.request_stop("timeout", "run.limit", at=self._scope.deadline)
         except Exception as exc:
             self._raised = exc
             if self._stop is not None or self._said is not None:
@@ -253,7 +256,7 @@ class Run:
         with trio.move_on_at(self._scope.deadline):
             await self._settling.wait()
         if not self._handled.is_set():
-            self.request_stop("timeout", "run.limit")
+            self.request_stop("timeout", "run.limit", at=self._scope.deadline)
             with trio.move_on_after(cancel_grace):
                 await self._handled.wait()
         if not self._handled.is_set():
@@ -263,7 +266,7 @@ class Run:
 
     def fail_from_outside(self, error: SemibotError) -> None:
         """End the run as failed, because what drives it is gone."""
-        if self._stop is None and self._said is None:
+        if not self.is_decided:
             self._said = Failed(error.code, str(error), error.is_retryable)
         self._scope.cancel("the adapter failed")
         self._settling.set()
@@ -461,7 +464,7 @@ class ActiveRun:
 
     def _say(self, said: Completed | Failed) -> None:
         run = self._run
-        if run._stop is None and run._said is None and run._terminal_seq is None:
+        if not run.is_decided and run._terminal_seq is None:
             run._said = said
             run._seal()
 

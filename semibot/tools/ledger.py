@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from typing import final
 
@@ -31,6 +31,8 @@ class Activity:
     """Last known effect on the world; whoever causes one writes it here first."""
     is_open: bool = True
     """Whether it is still under way. Set from worker threads too: only ever to False."""
+    ended_at: float | None = None
+    """Trio's clock when it ended, where that was seen on the loop."""
 
     def close(self) -> None:
         """Say that it is over. May be called from any thread, and again."""
@@ -53,11 +55,9 @@ class Activity:
 class Ledger:
     """Everything that one run has under way."""
 
-    _activities: list[Activity] = attrs.field(factory=list, init=False)
+    _activities: list[Activity] = attrs.field(factory=list[Activity], init=False)
 
-    def begin(
-        self, kind: ActivityKind, id: str, name: str, *, pid: int | None = None
-    ) -> Activity:
+    def begin(self, kind: ActivityKind, id: str, name: str, *, pid: int | None = None) -> Activity:
         """Enter something whose end is not that of a block, such as a thread.
 
         Args:
@@ -77,14 +77,24 @@ class Ledger:
     @contextmanager
     def open(
         self, kind: ActivityKind, id: str, name: str, *, pid: int | None = None
-    ) -> Iterator[Activity]:
+    ) -> Generator[Activity]:
         """Enter something for the length of a block; see :meth:`begin`."""
         activity = self.begin(kind, id, name, pid=pid)
         try:
             yield activity
         finally:
+            activity.ended_at = trio.current_time()
             activity.close()
 
-    def under_way(self) -> tuple[Activity, ...]:
-        """Return what is under way now, oldest first."""
-        return tuple(activity for activity in self._activities if activity.is_open)
+    def under_way(self, at: float | None = None) -> tuple[Activity, ...]:
+        """Return what is under way, oldest first.
+
+        Args:
+            at: A moment in the recent past, on Trio's clock; None means now.
+        """
+        return tuple(
+            activity
+            for activity in self._activities
+            if activity.is_open
+            or (at is not None and activity.ended_at is not None and activity.ended_at >= at)
+        )

@@ -8,12 +8,13 @@ that has expired or was taken away counts at once.
 
 from __future__ import annotations
 
+import json
 import shlex
 from collections.abc import Iterable, Mapping
 from datetime import datetime
 from pathlib import PurePosixPath
 from types import MappingProxyType
-from typing import Final, Literal, Protocol, TypeAlias, assert_never, final
+from typing import Final, Literal, Protocol, TypeAlias, final
 
 import attrs
 
@@ -49,16 +50,37 @@ class GuardedTool(Protocol):
 # --- matchers -------------------------------------------------------------------------
 
 
+def _canonical(value: JsonValue) -> str:
+    return json.dumps(value, sort_keys=True)  # to Python, True == 1, at any depth
+
+
+def _plain_parts(text: str) -> tuple[str, ...] | None:
+    path = PurePosixPath(text)
+    if path.is_absolute() or ".." in path.parts or "\0" in text:
+        return None
+    return path.parts
+
+
+def _check_directory(_: object, __: attrs.Attribute[str], value: str) -> None:
+    if _plain_parts(value) is None:
+        raise UsageError(f"a grant needs a path below the workspace, not {value!r}")
+
+
+def _check_words(_: object, __: attrs.Attribute[tuple[str, ...]], value: tuple[str, ...]) -> None:
+    if not value or not value[0]:
+        raise UsageError("a grant for commands needs at least the program's name")
+
+
 @attrs.frozen
 class Equals:
     """Matches one value exactly; ``1`` is not ``True`` and not ``"1"``."""
 
-    value: JsonValue
+    value: JsonValue = attrs.field(hash=False)
     """The value."""
 
     def matches(self, value: JsonValue) -> bool:
         """Return whether *value* is the value."""
-        return type(value) is type(self.value) and value == self.value
+        return _canonical(value) == _canonical(self.value)
 
 
 @attrs.frozen
@@ -69,13 +91,8 @@ class UnderPath:
     links, as ``write_file`` does: what the path says is then where the file lies.
     """
 
-    directory: str = attrs.field()
+    directory: str = attrs.field(validator=_check_directory)
     """Directory, relative to the workspace, without ``..``."""
-
-    @directory.validator
-    def _check(self, _: attrs.Attribute[str], value: str) -> None:
-        if _plain_parts(value) is None:
-            raise UsageError(f"a grant needs a path below the workspace, not {value!r}")
 
     def matches(self, value: JsonValue) -> bool:
         """Return whether *value* is a relative path, without ``..``, below the directory."""
@@ -88,13 +105,8 @@ class UnderPath:
 class ArgvPrefix:
     """Matches a command whose first words are exactly these."""
 
-    words: tuple[str, ...] = attrs.field(converter=tuple)
+    words: tuple[str, ...] = attrs.field(validator=_check_words)
     """The words, at least one."""
-
-    @words.validator
-    def _check(self, _: attrs.Attribute[tuple[str, ...]], value: tuple[str, ...]) -> None:
-        if not value or not value[0]:
-            raise UsageError("a grant for commands needs at least the program's name")
 
     def matches(self, value: JsonValue) -> bool:
         """Return whether *value* is a list that begins with the words."""
@@ -105,14 +117,14 @@ Matcher: TypeAlias = Equals | UnderPath | ArgvPrefix
 """A condition on the value of one argument."""
 
 
-def _plain_parts(text: str) -> tuple[str, ...] | None:
-    path = PurePosixPath(text)
-    if path.is_absolute() or ".." in path.parts or "\0" in text:
-        return None
-    return path.parts
-
-
 # --- grants ---------------------------------------------------------------------------
+
+
+def _check_expiry(
+    _: object, __: attrs.Attribute[datetime | None], value: datetime | None
+) -> None:
+    if value is not None and value.utcoffset() is None:
+        raise UsageError("the expiry of a grant needs a time zone")
 
 
 def _frozen_mapping(value: Mapping[str, Matcher]) -> Mapping[str, Matcher]:
@@ -126,19 +138,14 @@ class Grant:
 
     tool: str
     """Name of the tool."""
-    where: Mapping[str, Matcher] = attrs.field(factory=dict, converter=_frozen_mapping, hash=False)
+    where: Mapping[str, Matcher] = attrs.field(default={}, converter=_frozen_mapping, hash=False)
     """Conditions on arguments, by name; all must hold. Empty covers every call."""
     action: Action = "allow"
     """What the grant says about the calls that it covers."""
-    expires_at: datetime | None = attrs.field(default=None)
+    expires_at: datetime | None = attrs.field(default=None, validator=_check_expiry)
     """When it ends, an aware time; None means never."""
     id: str | None = None
     """Identifier for records; the policy numbers those that have none."""
-
-    @expires_at.validator
-    def _check_expiry(self, _: attrs.Attribute[datetime | None], value: datetime | None) -> None:
-        if value is not None and value.utcoffset() is None:
-            raise UsageError("the expiry of a grant needs a time zone")
 
     @classmethod
     def write(cls, under: str | None = None) -> Grant:
@@ -292,15 +299,11 @@ class Policy:
                     grant_id=grant.id,
                     reason=f"{tool.name} is denied for these arguments by {grant.id}.",
                 )
-        match tool.access:
-            case "allowed":
-                return Verdict(
-                    action="allow", rule="tool_allowed", reason=f"{tool.name} needs no grant."
-                )
-            case "granted":
-                return self._decide_granted(tool.name, covering, now)
-            case other:
-                assert_never(other)
+        if tool.access == "allowed":
+            return Verdict(
+                action="allow", rule="tool_allowed", reason=f"{tool.name} needs no grant."
+            )
+        return self._decide_granted(tool.name, covering, now)
 
     def _decide_granted(self, name: str, covering: list[Grant], now: datetime) -> Verdict:
         if covering:

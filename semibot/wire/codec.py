@@ -45,6 +45,7 @@ MAX_DEPTH: Final = 64
 """How deeply JSON from outside may be nested."""
 
 T = TypeVar("T")
+_Hook: TypeAlias = Callable[[object, object], object]
 
 
 class _Mismatch(ValueError):
@@ -144,7 +145,8 @@ def structure(value: object, as_type: type[T]) -> T:
 
     Args:
         value: What :func:`load_json` returned.
-        as_type: An attrs class, a builtin, or a generic of those.
+        as_type: An attrs class, a scalar, a ``Literal``, or a list, a tuple of one type or
+            an optional of those.
 
     Raises:
         RemoteProtocolError: If it does not fit, with the path to what does not.
@@ -164,8 +166,8 @@ def unstructure(value: object) -> JsonValue:
 
 def _first_problem(exc: BaseException) -> tuple[str, str]:
     text = cattrs.transform_error(exc, format_exception=_describe)[0]
-    reason, _, path = text.rpartition(" @ ")
-    return reason, path
+    reason, _, path = text.partition(" @ $")
+    return reason, "$" + path
 
 
 def _describe(exc: BaseException, as_type: type | None) -> str:
@@ -180,7 +182,7 @@ def _describe(exc: BaseException, as_type: type | None) -> str:
             return "expected " + getattr(as_type, "__name__", "another type")
 
 
-def _exactly(kind: type, words: str) -> Callable[[object, object], object]:
+def _exactly(kind: type[object], words: str) -> _Hook:
     def check(value: object, _: object) -> object:
         if type(value) is not kind:
             message = f"expected {words}"
@@ -192,7 +194,10 @@ def _exactly(kind: type, words: str) -> Callable[[object, object], object]:
 
 def _number(value: object, _: object) -> float:
     if type(value) is int or type(value) is float:
-        number = float(value)
+        try:
+            number = float(value)
+        except OverflowError:  # JSON integers have no bound, floats do
+            number = math.inf
         if math.isfinite(number):
             return number
     message = "expected a finite number"
@@ -251,12 +256,16 @@ def _literal(value: object, as_type: object) -> object:
     return value
 
 
+def _is_literal(as_type: object) -> bool:
+    return typing.get_origin(as_type) is typing.Literal
+
+
 def _is_sequence(as_type: object) -> bool:
     return typing.get_origin(as_type) in {tuple, list, Sequence}
 
 
-def _sequence_hook(as_type: object, converter: cattrs.Converter) -> Callable[[object, object], object]:
-    inner = typing.get_args(as_type)[0]
+def _sequence_hook(as_type: object, converter: cattrs.Converter) -> _Hook:
+    inner: type[object] = typing.get_args(as_type)[0]
     as_tuple = typing.get_origin(as_type) is tuple
 
     def hook(value: object, _: object) -> object:
@@ -267,16 +276,16 @@ def _sequence_hook(as_type: object, converter: cattrs.Converter) -> Callable[[ob
         for index, item in enumerate(typing.cast("Sequence[object]", value)):
             try:
                 items.append(converter.structure(item, inner))
-            except Exception as exc:
+            except Exception as exc:  # noqa: BLE001 - cattrs does the same; structure() sorts it out
                 exc.add_note(IterableValidationNote("", index, inner))
-                raise IterableValidationError("", [exc], type(value)) from None
+                raise IterableValidationError("", [exc], list) from None  # pyright: ignore[reportCallIssue] - its __new__ takes three
         return tuple(items) if as_tuple else items
 
     return hook
 
 
-def _attrs_hook(as_type: type, converter: cattrs.Converter) -> Callable[[object, object], object]:
-    build: _Hook = make_dict_structure_fn(as_type, converter)
+def _attrs_hook(as_type: type[object], converter: cattrs.Converter) -> _Hook:
+    build = typing.cast("_Hook", make_dict_structure_fn(as_type, converter))
 
     def hook(value: object, _: object) -> object:
         return build(_mapping(value), as_type)
@@ -293,6 +302,14 @@ def _omit_none(as_type: type, converter: cattrs.Converter) -> Callable[[object],
     return make_dict_unstructure_fn(as_type, converter, **fields)  # type: ignore[arg-type]  # one override a field
 
 
+def _is(alias: object) -> Callable[[object], bool]:
+    return lambda as_type: as_type is alias
+
+
+def _unchanged(value: object) -> object:
+    return value
+
+
 def _make_converter() -> cattrs.Converter:
     converter = cattrs.Converter(detailed_validation=True, unstruct_collection_overrides={})
     converter.register_structure_hook(str, _exactly(str, "a string"))
@@ -300,16 +317,13 @@ def _make_converter() -> cattrs.Converter:
     converter.register_structure_hook(bool, _exactly(bool, "true or false"))
     converter.register_structure_hook(float, _number)
     converter.register_structure_hook(type(None), _none)
-    converter.register_structure_hook_func(lambda t: t is JsonValue, _json_value)
-    converter.register_structure_hook_func(lambda t: t is JsonObject, _json_object)
-    converter.register_structure_hook_func(
-        lambda t: typing.get_origin(t) is typing.Literal, _literal
-    )
+    converter.register_structure_hook_func(_is(JsonValue), _json_value)
+    converter.register_structure_hook_func(_is(JsonObject), _json_object)
+    converter.register_structure_hook_func(_is_literal, _literal)
     converter.register_structure_hook_factory(_is_sequence, _sequence_hook)
     converter.register_structure_hook_factory(attrs.has, _attrs_hook)
-    converter.register_unstructure_hook_func(
-        lambda t: t in {JsonValue, JsonObject}, lambda value: value
-    )
+    converter.register_unstructure_hook_func(_is(JsonValue), _unchanged)
+    converter.register_unstructure_hook_func(_is(JsonObject), _unchanged)
     converter.register_unstructure_hook_factory(attrs.has, _omit_none)
     return converter
 

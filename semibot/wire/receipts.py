@@ -11,7 +11,9 @@ from semibot.wire.events import Usage
 Outcome: TypeAlias = Literal["completed", "cancelled", "timeout", "failed", "interrupted"]
 """How a run ended (protocol section 5)."""
 
-ActivityKind: TypeAlias = Literal["adapter", "model_call", "tool_call", "thread", "child", "sub_run"]
+ActivityKind: TypeAlias = Literal[
+    "adapter", "model_call", "tool_call", "thread", "child", "sub_run"
+]
 """What kind of thing a run has under way."""
 
 

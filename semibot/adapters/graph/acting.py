@@ -7,8 +7,8 @@ A call that fails leaves its siblings' results.
 
 from __future__ import annotations
 
-import mimetypes
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import final
 
 import attrs
@@ -18,7 +18,8 @@ from semibot.config import Deadlines
 from semibot.errors import RemoteProtocolError
 from semibot.lifetimes import grace
 from semibot.session import ActiveRun
-from semibot.tools.gate import CallRequest, CallResult, Gate
+from semibot.tools.calls import CallRequest, CallResult
+from semibot.tools.gate import Gate
 from semibot.wire.chat import Message, ToolCallRequest
 from semibot.wire.codec import JsonObject, load_json
 from semibot.wire.events import (
@@ -89,8 +90,10 @@ class Actor:
     """The bounds."""
     max_parallel: int
     """Most calls at once."""
-    names: dict[str, str]
+    skill_names: Mapping[str, str]
     """Names of skills by their id."""
+    workspace: Path
+    """Where created files lie."""
 
     async def act(self, steps: Sequence[Step]) -> tuple[CallResult, ...]:
         """Run all *steps* and return their results in order.
@@ -169,7 +172,7 @@ class Actor:
 
     def _skill_of(self, step: Step) -> tuple[str, str]:
         skill_id = str(step.arguments.get("skill_id", ""))
-        return skill_id, self.names.get(skill_id, skill_id)
+        return skill_id, self.skill_names.get(skill_id, skill_id)
 
     async def _say_start(self, step: Step) -> None:
         emit = self.run.emit
@@ -193,7 +196,7 @@ class Actor:
     async def _say_end(self, step: Step, result: CallResult) -> None:
         emit = self.run.emit
         success = result.outcome == "ok"
-        error = None if success else _words(result)
+        error = result.event_error
         if result.outcome == "denied":
             await emit(
                 ToolAuthDenied(
@@ -235,16 +238,16 @@ class Actor:
                 )
             )
         else:
-            await emit(PlanStepFailed(step_id=step.id, title=step.title, error=error or ""))
+            words = result.error or result.outcome
+            await emit(PlanStepFailed(step_id=step.id, title=step.title, error=words))
         for file in result.files:
-            mime_type = mimetypes.guess_type(file.name)[0] or "application/octet-stream"
             await emit(
                 FileCreated(
-                    file_id=f"{self.run.id}:{file.name}",
-                    filename=file.name,
-                    mime_type=mime_type,
+                    file_id=f"{self.run.id}:{file.path}",
+                    filename=file.path,
+                    mime_type=file.mime_type,
                     size=file.size,
-                    url=file.url,
+                    url=(self.workspace / file.path).as_uri(),
                 )
             )
 
@@ -262,9 +265,3 @@ class Actor:
                 duration_ms=duration,
             ),
         )
-
-
-def _words(result: CallResult) -> str:
-    if result.error is None or result.outcome == "error":
-        return result.error or result.outcome
-    return f"{result.outcome}: {result.error}"

@@ -119,7 +119,8 @@ class GraphAdapter(Adapter):
             gate=self._gate,
             deadlines=context.deadlines,
             max_parallel=self._agent.max_parallel,
-            names={skill.id: skill.name for skill in context.skills},
+            skill_names={skill.id: skill.name for skill in context.skills},
+            workspace=context.workspace,
         )
         await GraphRun(
             run=run,

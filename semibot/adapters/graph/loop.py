@@ -17,7 +17,7 @@ from semibot.models.history import repair_history
 from semibot.models.retry import stream_reply
 from semibot.ports import Ports
 from semibot.session import ActiveRun
-from semibot.tools.gate import CallResult
+from semibot.tools.calls import CallResult
 from semibot.wire.chat import Message, ToolSpec
 from semibot.wire.events import Stage, TextChunk, Thinking
 

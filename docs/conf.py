@@ -1,0 +1,74 @@
+"""How Sphinx builds the documentation."""
+
+from __future__ import annotations
+
+import importlib.metadata
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from docutils.nodes import Element, reference
+    from sphinx.addnodes import pending_xref
+    from sphinx.application import Sphinx
+    from sphinx.environment import BuildEnvironment
+
+project = "semibot"
+author = "the semibot contributors"
+copyright = author
+version = release = importlib.metadata.version("semibot")
+
+extensions = [
+    "sphinx.ext.autodoc",
+    "sphinx.ext.doctest",
+    "sphinx.ext.napoleon",
+    "sphinxcontrib_trio",
+]
+exclude_patterns = ["_build", "newsfragments"]
+html_theme = "furo"
+html_title = "semibot"
+default_role = "any"
+highlight_language = "python3"
+
+autodoc_member_order = "bysource"
+autodoc_preserve_defaults = True
+autodoc_default_options = {"members": True, "show-inheritance": True}
+autodoc_class_signature = "mixed"
+napoleon_google_docstring = True
+napoleon_numpy_docstring = False
+napoleon_use_ivar = True
+python_use_unqualified_type_names = True
+python_maximum_signature_line_length = 88
+
+# Every name of semibot that a page or docstring mentions must be documented somewhere. Names of
+# other packages have no inventory at hand while the documentation is built; type variables
+# never have a page.
+nitpicky = True
+nitpick_ignore_regex = [
+    (r"py:.*", r"(?!semibot\.)\w+\..*"),
+    (r"py:class", r"Ts?|\*Ts"),
+]
+suppress_warnings = ["toc.empty_glob"]
+
+
+def setup(app: Sphinx) -> None:
+    """Let a name be found however it is spelled."""
+    app.connect("missing-reference", find_documented_name)
+
+
+def find_documented_name(
+    app: Sphinx, env: BuildEnvironment, node: pending_xref, content: Element
+) -> reference | None:
+    """Resolve a name of semibot to the one place that documents it.
+
+    Annotations spell a name by the module that defines it (``semibot.session.run.Run``), users
+    by the front door (``semibot.Run``), and a page documents it by its room.
+    """
+    if node.get("refdomain") != "py":
+        return None
+    domain = env.domains.python_domain
+    suffix = "." + node["reftarget"].rpartition(".")[2]
+    found = {name for name in domain.objects if name.startswith("semibot.") and name.endswith(suffix)}
+    if len(found) != 1:
+        return None
+    return domain.resolve_xref(
+        env, node["refdoc"], app.builder, "obj", found.pop(), node, content
+    )

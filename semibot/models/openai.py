@@ -1,0 +1,221 @@
+"""The provider ``openai``: OpenAI, and any server with the same chat-completions API.
+
+This file decides what to ask for and where; ``openai_client.py`` asks. The SDK costs
+half a second to import, so it is imported by the first request and not before: a program
+that only prints its help, or runs a scripted model, never pays for it. The import is a
+plain one on the loop, not in a worker thread: it happens once per process, before the
+first stream is open, and mostly holds the interpreter's lock, so that a thread would
+block the loop just the same and could not be cancelled either.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Mapping
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, Final, final
+from urllib.parse import urlsplit
+
+import attrs
+import trio
+
+from semibot.config import Deadlines
+from semibot.errors import ModelNotConfigured
+from semibot.lifetimes import grace
+from semibot.models.base import Model, ModelFactory, ModelRequest, ModelStream
+from semibot.ports import Ports
+from semibot.secret import Secret
+
+if TYPE_CHECKING:
+    from semibot.models.openai_client import OpenAIClient
+
+DEFAULT_MODEL: Final = "gpt-5"
+"""The model if neither the program nor ``SEMIBOT_MODEL`` names one."""
+
+DEFAULT_BASE_URL: Final = "https://api.openai.com/v1"
+"""Where requests go if ``OPENAI_BASE_URL`` does not say otherwise."""
+
+PREFIX: Final = "openai:"
+"""What a model's full name begins with."""
+
+
+def openai_model(name: str | None = None) -> ModelFactory:
+    """Return a factory for a model of OpenAI or of a compatible server.
+
+    The environment of the program (:attr:`semibot.ports.Ports.environment`) says the
+    rest: ``OPENAI_API_KEY``; ``OPENAI_BASE_URL``, which makes the key optional;
+    ``OPENAI_ORG_ID`` and ``OPENAI_PROJECT_ID``; ``HTTPS_PROXY``, ``HTTP_PROXY``,
+    ``ALL_PROXY`` and ``NO_PROXY``; ``SSL_CERT_FILE``. Nothing else is read, least of all
+    by the SDK. Opening the model reads no network and needs no key; without one, its
+    first request raises :exc:`~semibot.errors.ModelNotConfigured`.
+
+    Args:
+        name: The provider's name of the model; None takes ``SEMIBOT_MODEL``, and
+            :data:`DEFAULT_MODEL` if that is not set either.
+
+    Returns:
+        The factory. Leaving the model's block closes its connections; exit waits for
+        that within ``session_adapter_stop``.
+    """
+
+    @asynccontextmanager
+    async def open_model(ports: Ports, deadlines: Deadlines) -> AsyncGenerator[Model]:
+        chosen = name or ports.environment.get("SEMIBOT_MODEL", "").strip() or DEFAULT_MODEL
+        model = OpenAIModel(chosen.removeprefix(PREFIX), ports, deadlines)
+        try:
+            yield model
+        finally:
+            with grace("session.adapter_stop", deadlines.session_adapter_stop):
+                await model.aclose()
+
+    return open_model
+
+
+@final
+@attrs.define(eq=False)
+class OpenAIModel:
+    """An open model. Made by the factory that :func:`openai_model` returns."""
+
+    _model: str
+    _ports: Ports
+    _deadlines: Deadlines
+    _client: OpenAIClient | None = attrs.field(default=None, init=False)
+    _is_closed: bool = attrs.field(default=False, init=False)
+
+    @property
+    def name(self) -> str:
+        """The model with its provider, such as ``openai:gpt-5``."""
+        return PREFIX + self._model
+
+    @asynccontextmanager
+    async def stream(self, request: ModelRequest) -> AsyncGenerator[ModelStream]:
+        """Send *request*; see :class:`semibot.models.Model`."""
+        async with self._connected().stream(request) as stream:
+            yield stream
+
+    def _connected(self) -> OpenAIClient:
+        if self._is_closed:
+            raise trio.ClosedResourceError("this model is closed")
+        if self._client is None:
+            settings = read_settings(self._model, self._ports.environment)
+            from semibot.models.openai_client import OpenAIClient
+
+            self._client = OpenAIClient(settings, self._ports, self._deadlines)
+        return self._client
+
+    async def aclose(self) -> None:
+        """Close all connections; only the factory's block calls this."""
+        self._is_closed = True
+        if self._client is not None:
+            await self._client.aclose()
+
+
+# --- what the environment says --------------------------------------------------------
+
+
+@attrs.frozen(kw_only=True)
+class OpenAISettings:
+    """Where to ask, for what, and as whom."""
+
+    model: str
+    """The provider's name of the model."""
+    base_url: str = attrs.field(repr=False)
+    """Root of the API, such as ``https://api.openai.com/v1``."""
+    api_key: Secret
+    """The bearer token; a placeholder for servers that need none."""
+    organization: str | None = None
+    """Organization to bill, if the key has several."""
+    project: str | None = None
+    """Project to bill, if the key has several."""
+    proxy: str | None = attrs.field(default=None, repr=False)
+    """URL of the proxy to go through."""
+    ca_file: str | None = None
+    """File of certificates to trust in place of the system's."""
+
+    @property
+    def host(self) -> str:
+        """The server's host and port, for messages."""
+        return urlsplit(self.base_url).netloc.rpartition("@")[2]
+
+    @property
+    def is_openai(self) -> bool:
+        """Whether the server is OpenAI's own."""
+        return self.base_url == DEFAULT_BASE_URL
+
+
+def read_settings(model: str, environment: Mapping[str, str]) -> OpenAISettings:
+    """Return what *environment* says about the connection.
+
+    Args:
+        model: The provider's name of the model.
+        environment: The program's environment variables.
+
+    Raises:
+        ModelNotConfigured: If something is missing or cannot be; the message says what
+            to set, and quotes no value.
+    """
+    key = environment.get("OPENAI_API_KEY", "").strip()
+    base_url = environment.get("OPENAI_BASE_URL", "").strip().rstrip("/")
+    if not key and not base_url:
+        raise ModelNotConfigured(
+            f"no key for the model {PREFIX}{model}: set OPENAI_API_KEY, or set OPENAI_BASE_URL "
+            "to a compatible server that needs no key, such as http://localhost:11434/v1"
+        )
+    if any(not 0x21 <= ord(character) <= 0x7E for character in key):
+        raise ModelNotConfigured(
+            "OPENAI_API_KEY has characters in it that no key has; set it to the key alone"
+        )
+    base_url = base_url or DEFAULT_BASE_URL
+    return OpenAISettings(
+        model=model,
+        base_url=base_url,
+        api_key=Secret(key or "no-key-needed"),
+        organization=environment.get("OPENAI_ORG_ID", "").strip() or None,
+        project=environment.get("OPENAI_PROJECT_ID", "").strip() or None,
+        proxy=proxy_for(base_url, environment),
+        ca_file=environment.get("SSL_CERT_FILE") or None,
+    )
+
+
+def proxy_for(base_url: str, environment: Mapping[str, str]) -> str | None:
+    """Return the proxy that *environment* prescribes for *base_url*, or None.
+
+    Args:
+        base_url: Where the requests go.
+        environment: The program's environment variables.
+
+    Raises:
+        ModelNotConfigured: If one of the URLs is none.
+    """
+    scheme, host, port = _split("OPENAI_BASE_URL", base_url)
+    if host == "localhost" or host == "::1" or host.startswith("127."):
+        return None
+    for entry in _either(environment, "no_proxy").lower().split(","):
+        wanted, _, wanted_port = entry.strip().lstrip("*").lstrip(".").partition(":")
+        if entry.strip() == "*" or (
+            wanted
+            and (host == wanted or host.endswith("." + wanted))
+            and wanted_port in {"", str(port)}
+        ):
+            return None
+    proxy = _either(environment, f"{scheme}_proxy") or _either(environment, "all_proxy")
+    if not proxy:
+        return None
+    if "://" not in proxy:
+        proxy = "http://" + proxy
+    _split(f"{scheme.upper()}_PROXY or ALL_PROXY", proxy)
+    return proxy
+
+
+def _either(environment: Mapping[str, str], name: str) -> str:
+    return environment.get(name, "") or environment.get(name.upper(), "")
+
+
+def _split(variable: str, url: str) -> tuple[str, str, int]:
+    try:
+        parts = urlsplit(url)
+        port = parts.port
+    except ValueError:
+        parts, port = urlsplit(""), None
+    if parts.scheme not in {"http", "https"} or not parts.hostname:
+        raise ModelNotConfigured(f"{variable} must be an http or https URL")
+    return parts.scheme, parts.hostname, port or (443 if parts.scheme == "https" else 80)
