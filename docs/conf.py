@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 from typing import TYPE_CHECKING
+
+import semibot
 
 if TYPE_CHECKING:
     from docutils.nodes import Element, reference
@@ -14,7 +15,7 @@ if TYPE_CHECKING:
 project = "semibot"
 author = "the semibot contributors"
 copyright = author
-version = release = importlib.metadata.version("semibot")
+version = release = semibot.__version__
 
 extensions = [
     "sphinx.ext.autodoc",
@@ -29,7 +30,6 @@ default_role = "any"
 highlight_language = "python3"
 
 autodoc_member_order = "bysource"
-autodoc_preserve_defaults = True
 autodoc_default_options = {"members": True, "show-inheritance": True}
 autodoc_class_signature = "mixed"
 napoleon_google_docstring = True
@@ -44,14 +44,25 @@ python_maximum_signature_line_length = 88
 nitpicky = True
 nitpick_ignore_regex = [
     (r"py:.*", r"(?!semibot\.)\w+\..*"),
-    (r"py:class", r"Ts?|\*Ts"),
+    (r"py:class", r"(semibot\.(\w+\.)*)?\*?(P|Ts?)"),
 ]
-suppress_warnings = ["toc.empty_glob"]
 
 
 def setup(app: Sphinx) -> None:
-    """Let a name be found however it is spelled."""
+    """Mend two things that Sphinx cannot know."""
     app.connect("missing-reference", find_documented_name)
+    app.connect("autodoc-process-docstring", keep_colon, priority=400)  # napoleon has 500
+
+
+def keep_colon(
+    app: Sphinx, what: str, name: str, obj: object, options: object, lines: list[str]
+) -> None:
+    """Keep napoleon from reading ``What it is: a text`` below an attribute as a type.
+
+    It looks at the first line only, which becomes an empty comment.
+    """
+    if what in {"attribute", "data", "property"}:
+        lines[:0] = ["..", ""]
 
 
 def find_documented_name(
@@ -66,9 +77,11 @@ def find_documented_name(
         return None
     domain = env.domains.python_domain
     suffix = "." + node["reftarget"].rpartition(".")[2]
-    found = {name for name in domain.objects if name.startswith("semibot.") and name.endswith(suffix)}
+    found = {
+        name
+        for name, entry in domain.objects.items()
+        if name.startswith("semibot.") and name.endswith(suffix) and not entry.aliased
+    }
     if len(found) != 1:
         return None
-    return domain.resolve_xref(
-        env, node["refdoc"], app.builder, "obj", found.pop(), node, content
-    )
+    return domain.resolve_xref(env, node["refdoc"], app.builder, "obj", found.pop(), node, content)

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from semibot.config import Deadlines as Deadlines
     from semibot.errors import SemibotError as SemibotError
     from semibot.models.openai import openai_model as openai_model
-    from semibot.models.scripted import demonstration_model as demonstration_model
+    from semibot.models.demonstration import demonstration_model as demonstration_model
     from semibot.models.scripted import scripted_model as scripted_model
     from semibot.secret import Secret as Secret
     from semibot.session import ActiveRun as ActiveRun
@@ -78,7 +78,7 @@ _ROOMS: Final = {
     "Session": "session",
     "Tool": "tools",
     "ToolContext": "tools",
-    "demonstration_model": "models.scripted",
+    "demonstration_model": "models.demonstration",
     "open_session": "session",
     "openai_model": "models.openai",
     "openclaw_agent": "adapters.openclaw",

@@ -1,21 +1,20 @@
-"""One bridge child, from its start to its end: lines in, lines out, one turn at a time.
+"""One bridge child, from its start to its end: lines out, lines in, one turn at a time.
 
-Theory of operation. :meth:`BridgeChild.serve` owns the process; it is run by the
-adapter's supervisor and returns when the process is gone. Inside it one task writes, one
-reads, one waits for the exit and one for readiness; whichever finds a fault calls
-``_give_up``, which keeps the first fault as :attr:`BridgeChild.failure` and ends them all.
-Lines to the child go through a bounded queue, so that cancelling a caller never leaves
-half a line in the pipe. While a run is active there is a :class:`Turn`; what the child says
-of it waits there, in order, and whatever else it says about runs is dropped and counted.
+Theory of operation. :meth:`BridgeChild.serve` owns the process; the adapter's supervisor
+runs it, and it returns when the process is gone. Inside it one task writes, one reads,
+one waits for the exit and one for readiness. Whichever finds a fault calls ``_give_up``,
+which keeps the first fault as :attr:`BridgeChild.failure` and ends them all. Lines to the
+child go through a bounded queue, so that cancelling a caller never leaves half a line in
+the pipe. While a run is active there is a :class:`Turn`; what the child says of the run
+waits there, and whatever else it says about runs is dropped and counted.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from typing import Final, TypeAlias, final
+from typing import Final, final
 
-import attrs
 import structlog
 import trio
 
@@ -35,9 +34,9 @@ from semibot.wire.bridge import (
     BridgeDecoder,
     BridgeError,
     BridgeEvent,
-    BridgeTerminal,
     CpFireAndForget,
     CpRequest,
+    FromBridge,
     Ready,
     Snapshot,
     SnapshotResponse,
@@ -50,6 +49,7 @@ from semibot.wire.codec import JsonObject
 from semibot.wire.jsonl import MAX_LINE_BYTES
 
 from .bridge_requests import BridgeRequests
+from .bridge_turn import BridgeCounts, RunFrame, Turn
 
 log = structlog.get_logger(__name__)
 
@@ -59,68 +59,8 @@ ALIVE_IS_READY: Final = 1.0
 MAX_QUEUED_LINES: Final = 64
 """Most lines that wait to be written."""
 
-MAX_QUEUED_EVENTS: Final = 256
-"""Most events of a turn that wait for the run; reading the child waits for the others."""
-
 MAX_LOGGED_STDERR: Final = 2000
 """Most bytes of a dead child's complaints that are logged."""
-
-RunFrame: TypeAlias = BridgeEvent | BridgeTerminal | CpFireAndForget
-"""What a bridge says about a run."""
-
-
-@attrs.define
-class BridgeCounts:
-    """What the children of one adapter did, added up."""
-
-    starts: int = 0
-    """Children that were started."""
-    dropped_frames: int = 0
-    """Events that belonged to no active run."""
-    skipped_lines: int = 0
-    """Lines that said nothing a bridge may say."""
-
-
-@final
-class Turn:
-    """What a child says about one run.
-
-    Args:
-        run_id: The run, if the child was told it, else None.
-    """
-
-    def __init__(self, run_id: str | None) -> None:
-        self._run_id = run_id
-        self._put, self.frames = trio.open_memory_channel[RunFrame](MAX_QUEUED_EVENTS)
-        self.over = trio.Event()
-        """Set when the child has ended the run, or is gone."""
-
-    def accepts(self, frame: RunFrame) -> bool:
-        """Return whether *frame* belongs to this turn.
-
-        A child that knows run ids must name the run: what it does not name may be left
-        over from an earlier one.
-        """
-        return not self.over.is_set() and frame.run_id == self._run_id
-
-    async def put(self, frame: RunFrame) -> bool:
-        """Hand *frame* to the run; return whether somebody still wants it."""
-        if isinstance(frame, BridgeComplete | BridgeError):
-            self.over.set()
-        try:
-            await self._put.send(frame)
-        except trio.BrokenResourceError:
-            return False
-        return True
-
-    def close(self) -> None:
-        """Say that nothing follows."""
-        self.over.set()
-        self._put.close()
-
-    def abandon(self) -> None:
-        """Say that nobody listens any more."""
-        self.frames.close()
 
 
 @final
@@ -131,7 +71,6 @@ class BridgeChild:
         command: Program and arguments.
         environment: All the variables that it gets.
         context: The session's context.
-        payload: What the ``start`` line says.
         counts: Where to count.
         keep_snapshot: Called with every snapshot that the child sends.
     """
@@ -149,13 +88,13 @@ class BridgeChild:
         self._context = context
         self._counts = counts
         self._keep_snapshot = keep_snapshot
-        self._lines_in, self._lines_out = trio.open_memory_channel[bytes](MAX_QUEUED_LINES)
+        self._to_write, self._written = trio.open_memory_channel[bytes](MAX_QUEUED_LINES)
         self._requests = BridgeRequests(context, self._queue)
         self._decoder = BridgeDecoder()
         self._life = trio.CancelScope()
         self._talk = trio.CancelScope()
-        self._ready = trio.Event()
         self._started = trio.Event()
+        self._ready = trio.Event()
         self._output_ended = trio.Event()
         self._ended = trio.Event()
         self._features: frozenset[str] = frozenset()
@@ -175,7 +114,7 @@ class BridgeChild:
 
     @property
     def pid(self) -> int | None:
-        """Process id, or None if there is no process."""
+        """Process id, or None while there is no process."""
         return self._pid
 
     @property
@@ -185,14 +124,12 @@ class BridgeChild:
 
     @property
     def is_usable(self) -> bool:
-        """Whether it may still take a message: it is alive, or about to be started."""
-        return not (
-            self._ended.is_set() or self._life.cancel_called or self._talk.cancel_called
-        )
+        """Whether it may take a message: it is alive, or will be started."""
+        return not (self.has_ended or self._life.cancel_called or self._talk.cancel_called)
 
     @property
     def has_ended(self) -> bool:
-        """Whether the process is gone, or there never was one."""
+        """Whether the process is gone, or could not be started."""
         return self._ended.is_set()
 
     @property
@@ -205,22 +142,22 @@ class BridgeChild:
     async def wait_ready(self) -> None:
         """Wait until the child can take a message.
 
-        Bounded by ``bridge.ready``, from the moment when the child is started.
+        Bounded by ``child.start`` and ``bridge.ready``, both counted from the moment when
+        the child is started, and by what an earlier child takes to stop.
 
         Raises:
             AdapterError: If it could not be started, ended, or did not become ready.
         """
         await self._ready.wait()
         if not self.is_usable:
-            # Its process may take a moment to go; the reason is known only then.
-            await self._ended.wait()
+            await self._ended.wait()  # how it ended is known only then
             raise self.failure
 
     async def say(self, frame: ToBridge) -> None:
         """Queue a line for the child; waits only while :data:`MAX_QUEUED_LINES` are queued.
 
-        A child that has ended hears nothing, and nobody is told: whoever waits for what
-        the child does is told that it ended.
+        A child that has ended hears nothing, and this raises nothing: whoever waits for
+        what the child says is told that it ended.
 
         Raises:
             LocalProtocolError: If the line would be too long.
@@ -229,30 +166,30 @@ class BridgeChild:
 
     async def _queue(self, line: bytes) -> None:
         with suppress(trio.BrokenResourceError):
-            await self._lines_in.send(line)
+            await self._to_write.send(line)
 
     @contextmanager
     def turn(self, run_id: str) -> Iterator[Turn]:
         """Listen to what the child says about a run, for the length of a block.
 
         Args:
-            run_id: The run; it is told to children that know runs only.
+            run_id: The run.
         """
-        turn = Turn(run_id if self.knows_runs else None)
-        if self._ended.is_set():
+        turn = Turn(run_id, knows_runs=self.knows_runs)
+        if self.has_ended:
             turn.close()
         self._turn = turn
         try:
             yield turn
         finally:
-            turn.abandon()
             self._turn = None
+            turn.abandon()
 
     async def ask_snapshot(self) -> None:
         """Ask for the child's state and wait for it, at most ``bridge.snapshot``.
 
-        Does nothing while an earlier question is unanswered: bridges without snapshots
-        must not slow every run down.
+        Does nothing while an earlier question is unanswered: a bridge that has no
+        snapshots must not slow every run down.
         """
         if self._asked is not None or not (self.is_usable and self._ready.is_set()):
             return
@@ -263,24 +200,25 @@ class BridgeChild:
             await self._answered.wait()
 
     async def stop(self) -> None:
-        """End the process and wait until it is gone; bound it with a grace."""
+        """End the process and wait until it is gone; call it inside a grace."""
         self._life.cancel("the bridge is no longer wanted")
         await self._ended.wait()
 
     # --- for the supervisor -----------------------------------------------------------
 
-    async def serve(self, payload: JsonObject) -> None:
+    async def serve(self, payload: JsonObject, configured_by: str) -> None:
         """Start the process, talk to it and stop it; return when it is gone.
 
         Args:
             payload: What the ``start`` line says.
+            configured_by: What the operator has to look at if it cannot be started.
         """
         deadlines = self._context.deadlines
         ready_by = trio.current_time() + deadlines.bridge_ready
+        self._counts.starts += 1
         try:
+            start = encode_frame(Start(session_id=self._context.session_id, payload=payload))
             with self._life:
-                start = encode_frame(Start(session_id=self._context.session_id, payload=payload))
-                self._counts.starts += 1
                 async with open_child(
                     self._command,
                     ports=self._context.ports,
@@ -289,36 +227,30 @@ class BridgeChild:
                     cwd=self._context.workspace,
                     name="bridge",
                 ) as child:
+                    self._pid = child.pid
                     await self._live(child, start, ready_by)
-        except (ChildStartFailed, DeadlineExceeded) as exc:
+        except (ChildStartFailed, DeadlineExceeded, LocalProtocolError) as exc:
             self._failure = AdapterError(
-                f"{exc}; check the bridge's command (OPENCLAW_BRIDGE_CMD)",
+                f"the bridge could not be started: {exc}; check {configured_by}",
                 code="OPENCLAW_BRIDGE_START_FAILED",
                 is_retryable=True,
             )
-        except LocalProtocolError as exc:
-            self._failure = AdapterError(str(exc), code="OPENCLAW_BRIDGE_START_FAILED")
+            log.warning("bridge not started", error=str(exc))
         finally:
             self._end()
 
     def _end(self) -> None:
+        self._pid = None
         self._ended.set()
         self._ready.set()
         self._answered.set()
-        self._lines_out.close()
-        self._pid = None
+        self._written.close()
         if self._turn is not None:
             self._turn.close()
 
-    def _give_up(self, failure: AdapterError) -> None:
-        if self._failure is None:
-            self._failure = failure
-        self._talk.cancel(failure.code)
-
     async def _live(self, child: Child, start: bytes, ready_by: float) -> None:
         deadlines = self._context.deadlines
-        self._pid = child.pid
-        is_left = True
+        was_stopped = True
         try:
             async with trio.open_nursery() as reports:
                 reports.start_soon(self._requests.serve_reports)
@@ -329,49 +261,51 @@ class BridgeChild:
                         nursery.start_soon(self._watch_exit, child)
                         await self._read(child, nursery)
                         self._talk.cancel("the bridge's output ended")
-                self._requests.end_reports()
-                # What it reported before it ended still counts.
+                self._requests.end_reports()  # those that it made before still count
                 reports.cancel_scope.deadline = trio.current_time() + deadlines.child_eof_grace
-            is_left = False
+            was_stopped = False
         finally:
-            farewell = encode_frame(Stop(session_id=self._context.session_id))
             with grace("session.adapter_stop", deadlines.session_adapter_stop):
-                if not is_left:
+                if not was_stopped and self._failure is None:
                     with trio.move_on_after(deadlines.child_eof_grace):
                         await child.wait()
                 status = child.exit_status
-                await child.stop(farewell)
-            if not is_left:
+                await child.stop(encode_frame(Stop(session_id=self._context.session_id)))
+            if not was_stopped:
                 self._explain(child, "closed its output" if status is None else f"ended: {status}")
 
     def _explain(self, child: Child, how: str) -> None:
-        """Say why a child that nobody had stopped is gone."""
+        """Say why a child is gone that nobody had stopped."""
         if self._failure is None:
             self._failure = AdapterError(
-                f"the bridge {self.program} {how}; the next message starts it again",
+                f"the bridge {how}; the next message starts it again",
                 code="OPENCLAW_BRIDGE_EXITED",
                 is_retryable=True,
             )
         tail = child.stderr_tail[-MAX_LOGGED_STDERR:].decode("utf-8", "replace")
         log.warning("bridge ended", pid=child.pid, error=str(self._failure), stderr=tail)
 
+    def _give_up(self, code: str, message: str) -> None:
+        if self._failure is None:
+            self._failure = AdapterError(message, code=code, is_retryable=True)
+        self._talk.cancel(code)
+
     # --- tasks of one child -----------------------------------------------------------
 
     async def _write(self, child: Child, start: bytes) -> None:
-        bound = self._context.deadlines.bridge_request
         try:
             await child.send(start)  # bounded by bridge.ready
             self._started.set()
             # Unbounded on purpose: the next thing that somebody has to tell the child.
-            async for line in self._lines_out:
-                with deadline("bridge.request", bound):
+            async for line in self._written:
+                with deadline("bridge.request", self._context.deadlines.bridge_request):
                     await child.send(line)
         except DeadlineExceeded as exc:
-            self._give_up(_broken(f"the bridge does not read its input: {exc}"))
+            self._give_up(PROTOCOL_ERROR, f"the bridge does not read its input: {exc}")
         except (trio.BrokenResourceError, trio.ClosedResourceError):
-            # It is ending, most likely, and how it ends says more than this does.
+            # Most likely it is ending, and how it ends says more than this does.
             await trio.sleep(self._context.deadlines.child_eof_grace)
-            self._give_up(_broken("the bridge has closed its input"))
+            self._give_up(PROTOCOL_ERROR, "the bridge has closed its input")
 
     async def _watch_ready(self, ready_by: float) -> None:
         with trio.move_on_at(ready_by) as scope:
@@ -381,17 +315,11 @@ class BridgeChild:
             self._ready.set()
         if scope.cancelled_caught:
             error = DeadlineExceeded("bridge.ready", self._context.deadlines.bridge_ready)
-            self._give_up(
-                AdapterError(
-                    f"the bridge did not become ready: {error}",
-                    code="SESSION_START_TIMEOUT",
-                    is_retryable=True,
-                )
-            )
+            self._give_up("SESSION_START_TIMEOUT", f"the bridge is not ready: {error}")
 
     async def _watch_exit(self, child: Child) -> None:
         await child.wait()  # unbounded on purpose: a child lives as long as its session
-        # Some other process may hold the pipe open; what the child itself said is read soon.
+        # Another process may hold the pipe open; what this one said is read soon.
         with trio.move_on_after(self._context.deadlines.child_eof_grace):
             await self._output_ended.wait()
         self._talk.cancel("the bridge has ended")
@@ -400,34 +328,50 @@ class BridgeChild:
         try:
             # Unbounded on purpose: whatever the child says next.
             async for line in child.lines(MAX_LINE_BYTES):
-                await self._take(line, nursery)
+                await self._take(self._decode(line), nursery)
         except RemoteProtocolError as exc:
             child.kill()
-            self._give_up(_broken(f"the bridge was killed: {exc.reason}"))
+            self._give_up(PROTOCOL_ERROR, f"the bridge was killed: {exc.reason}")
         finally:
             self._output_ended.set()
 
-    async def _take(self, line: bytes, nursery: trio.Nursery) -> None:
+    def _decode(self, line: bytes) -> FromBridge | None:
         try:
-            frame = self._decoder.decode(line, trio.current_time())
+            return self._decoder.decode(line, trio.current_time())
         except RemoteProtocolError as exc:
-            self._skip(line, exc)
-            return
-        finally:
-            if not isinstance(self._peek_features(line), frozenset):
-                self._ready.set()
+            self._counts.skipped_lines += 1
+            if not self._has_skipped:
+                self._has_skipped = True
+                log.warning("line of a bridge skipped", pid=self._pid, error=str(exc))
+            return None
+
+    async def _take(self, frame: FromBridge | None, nursery: trio.Nursery) -> None:
+        if isinstance(frame, Ready):
+            self._features = frozenset(frame.features)
+        self._ready.set()  # any line counts (level 1)
         match frame:
-            case Ready(features=features):
-                self._features = frozenset(features)
-                self._ready.set()
             case CpRequest():
                 await self._requests.take_request(frame, nursery)
-            case SnapshotResponse():
-                self._take_snapshot(frame)
             case CpFireAndForget():
                 await self._requests.take_report(frame)
                 if frame.method == "usage_report":
-                    await self._pass_to_turn(frame)
+                    await self._pass_on(frame)
+            case SnapshotResponse():
+                self._take_snapshot(frame)
             case BridgeEvent() | BridgeComplete() | BridgeError():
-                if not await self._pass_to_turn(frame):
-                    self._counts.dropped_frames += 1
+                if not await self._pass_on(frame):
+                    self._counts.dropped_events += 1
+            case Ready() | None:
+                pass
+
+    async def _pass_on(self, frame: RunFrame) -> bool:
+        return self._turn is not None and await self._turn.put(frame)
+
+    def _take_snapshot(self, response: SnapshotResponse) -> None:
+        if response.id != self._asked:
+            self._counts.skipped_lines += 1
+            return
+        self._asked = None
+        if response.snapshot is not None:
+            self._keep_snapshot(response.snapshot)
+        self._answered.set()

@@ -74,9 +74,9 @@ async def _open_by_environment(ports: Ports, deadlines: Deadlines) -> AsyncGener
 def _choose(environment: Mapping[str, str]) -> ModelFactory:
     wanted = environment.get("SEMIBOT_MODEL", "").strip()
     if wanted:
-        provider, name = _parse(wanted)
-        if _is_configured(PROVIDERS[provider], environment):
-            return PROVIDERS[provider].make(name)
+        key, name = _parse_leniently(wanted)
+        if _is_configured(PROVIDERS[key], environment):
+            return PROVIDERS[key].make(name)
     for provider in PROVIDERS.values():
         if provider.variables and _is_configured(provider, environment):
             return provider.make(None)
@@ -87,6 +87,12 @@ def _is_configured(provider: Provider, environment: Mapping[str, str]) -> bool:
     return not provider.variables or any(
         environment.get(variable, "").strip() for variable in provider.variables
     )
+
+
+def _parse_leniently(spec: str) -> tuple[str, str | None]:
+    # A variable that is set once for several programs may hold just a name with a colon.
+    is_known = spec.partition(":")[0] in PROVIDERS
+    return _parse(spec if is_known else f"{BARE_NAME_PROVIDER}:{spec}")
 
 
 def _parse(spec: str) -> tuple[str, str | None]:

@@ -50,20 +50,22 @@ class Say:
     """Why the model stops."""
 
 
-@attrs.frozen(init=False)
+def _as_tuple(
+    requests: ToolCallRequest | Iterable[ToolCallRequest],
+) -> tuple[ToolCallRequest, ...]:
+    return (requests,) if isinstance(requests, ToolCallRequest) else tuple(requests)
+
+
+@attrs.frozen
 class Call:
     """Ask for tool calls, after some words if there are any."""
 
-    requests: tuple[ToolCallRequest, ...]
-    """The calls, in order."""
-    text: str
+    requests: tuple[ToolCallRequest, ...] = attrs.field(converter=_as_tuple)
+    """The calls, in order, one or several; :func:`tool_request` makes them."""
+    text: str = attrs.field(default="", kw_only=True)
     """What is said beside them."""
-    delay: float
+    delay: float = attrs.field(default=0.0, kw_only=True)
     """Pause before the words and before the calls, in seconds."""
-
-    def __init__(self, *requests: ToolCallRequest, text: str = "", delay: float = 0.0) -> None:
-        """Ask for *requests*; :func:`tool_request` makes them."""
-        self.__attrs_init__(requests, text, delay)  # type: ignore[attr-defined]  # attrs adds it
 
 
 @attrs.frozen

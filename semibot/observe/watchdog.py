@@ -55,6 +55,9 @@ class Watchdog:
         self._beat = time.monotonic()
         self._stop = threading.Event()
         self._seen: FrozenStack | None = None
+        self._beats = trio.lowlevel.ParkingLot()
+        self.ticked = threading.Event()
+        """Set by the thread whenever it has looked."""
         self.worst_block: LoopBlock | None = None
         """The longest block so far; None if there was none."""
 
@@ -67,12 +70,18 @@ class Watchdog:
             self._beat = now
             seen, self._seen = self._seen, None
             if seen is not None and stood_still >= THRESHOLD / 2:
-                self._report(LoopBlock(seconds=round(stood_still, 3), where=seen.where, stack=seen.stack))
+                self._report(
+                    LoopBlock(
+                        seconds=round(stood_still, 3), where=seen.where, stack=seen.stack
+                    )
+                )
+            self._beats.unpark_all()
 
     def watch(self) -> None:
         """Look at the beat until told to stop; runs in a thread."""
         while not self._stop.wait(INTERVAL):
             overdue = time.monotonic() - self._beat
+            self.ticked.set()
             if overdue < THRESHOLD + INTERVAL or self._seen is not None:
                 continue
             frame = sys._current_frames().get(self._loop_thread)
@@ -81,6 +90,15 @@ class Watchdog:
                 log.warning(
                     "event loop is blocked", seconds=round(overdue, 1), where=self._seen.where
                 )
+
+    @property
+    def has_seen_block(self) -> bool:
+        """Whether the loop stands still right now; for other threads."""
+        return self._seen is not None
+
+    async def wait_beat(self) -> None:
+        """Wait until the loop has beaten once more; cancel to give up."""
+        await self._beats.park()
 
     def stop(self) -> None:
         """Let :meth:`watch` return."""

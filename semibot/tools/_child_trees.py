@@ -25,6 +25,7 @@ from semibot.errors import ChildStartFailed
 from semibot.lifetimes import grace
 from semibot.ports import ByteReceiver, ByteSender, Ports, Process
 from semibot.tools import guard
+from semibot.tools._child_output import Tail, empty
 
 log = structlog.get_logger(__name__)
 
@@ -34,6 +35,8 @@ Tier: TypeAlias = Literal["guard", "group"]
 _GUARD_PROGRAM: Final = str(Path(guard.__file__))
 _GUARD_VARIABLES: Final = ("LD_LIBRARY_PATH",)
 """What the guard's own interpreter may need in order to start."""
+
+_COMPLAINT_BYTES: Final = 500
 
 
 @attrs.frozen(kw_only=True)
@@ -134,8 +137,13 @@ class ChildTree(Protocol):
         """How the child itself ended, or None as long as that is not known."""
         ...
 
+    @property
+    def is_gone(self) -> bool:
+        """Whether child and tree have ended and are reaped."""
+        ...
+
     async def wait(self) -> None:
-        """Wait until the child has ended and the tree is gone and reaped; then status is known.
+        """Wait until child and tree have ended and are reaped; the status is known then.
 
         Only one task may wait.
         """
@@ -173,6 +181,7 @@ class GroupTree:
     _process: Process
     tier: Tier = attrs.field(default="group", init=False)
     status: ExitStatus | None = attrs.field(default=None, init=False)
+    is_gone: bool = attrs.field(default=False, init=False)
 
     @property
     def pid(self) -> int:
@@ -200,16 +209,17 @@ class GroupTree:
         # The child is reaped, but as long as its group has members nobody else gets its number.
         self._process.signal_group(signal.SIGKILL)
         self.status = ExitStatus.from_return_code(return_code)
+        self.is_gone = True
 
     def terminate(self) -> None:
         """Signal the group."""
-        if self.status is None:
+        if not self.is_gone:
             self._process.signal_group(signal.SIGTERM)
             self._process.signal_group(signal.SIGCONT)  # a stopped process can only then obey
 
     def kill(self) -> None:
         """Kill the group."""
-        if self.status is None:
+        if not self.is_gone:
             self._process.signal_group(signal.SIGKILL)
 
     async def aclose(self) -> None:
@@ -244,6 +254,7 @@ class GuardTree:
     pid: int = attrs.field(default=0, init=False)
     tier: Tier = attrs.field(default="guard", init=False)
     status: ExitStatus | None = attrs.field(default=None, init=False)
+    is_gone: bool = attrs.field(default=False, init=False)
     _pending: bytes = attrs.field(default=b"", init=False)
 
     @property
@@ -291,21 +302,24 @@ class GuardTree:
             case ("unsupported", reason):
                 raise _GuardImpossible(reason)
             case _:
-                raise ChildStartFailed(command.program, "its guard process ended")
+                complaint = Tail(_COMPLAINT_BYTES)
+                await empty(self.stderr, complaint)
+                words = complaint.content().decode(errors="replace").strip()
+                raise ChildStartFailed(command.program, f"its guard process ended: {words}")
 
     async def wait(self) -> None:
         """Wait for the guard, which ends after everything else."""
         while (report := await self._read_report()) is not None:
             if report[0] == "exited":
                 self.status = ExitStatus.from_return_code(int(report[1]))
-        await self._guard.wait()
-        if self.status is None:
+        if await self._guard.wait() != 0:
             # Somebody killed the guard. The child got SIGKILL from the kernel at that moment;
             # its group is all of the tree that can still be named.
             with suppress(ProcessLookupError, PermissionError):
                 os.killpg(self.pid, signal.SIGKILL)
-            self.status = ExitStatus()
             log.warning("guard process died; descendants may be left", pid=self.pid)
+        self.status = self.status or ExitStatus()
+        self.is_gone = True
 
     def terminate(self) -> None:
         """Have the guard terminate the tree."""
@@ -323,13 +337,13 @@ class GuardTree:
 
     async def abort(self, deadlines: Deadlines) -> None:
         """Undo a start that failed or was cancelled."""
-        with grace("child.kill_grace", deadlines.child_kill_grace):
+        with grace("child.kill_grace", deadlines.child_kill_grace) as scope:
             await self.aclose()  # the guard sees the end of its control pipe
             await self._guard.wait()
-            return
-        self._guard.signal_group(signal.SIGKILL)
-        with grace("child.kill_grace", deadlines.child_kill_grace):
-            await self._guard.wait()
+        if scope.cancelled_caught:
+            self._guard.signal_group(signal.SIGKILL)
+            with grace("child.kill_grace", deadlines.child_kill_grace):
+                await self._guard.wait()
 
     async def aclose(self) -> None:
         """Close the five pipes; whatever is left of the tree is then killed by the guard."""

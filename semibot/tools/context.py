@@ -80,7 +80,9 @@ class ToolContext:
         try:
             now = trio.current_time()
         except RuntimeError:  # in a worker thread
-            now = trio.from_thread.run_sync(trio.current_time)
+            now = trio.from_thread.run_sync(  # pyright: ignore[reportUnknownMemberType]  # untyped in trio
+                trio.current_time
+            )
         return max(0.0, self._ends_at - now)
 
     async def run_blocking(

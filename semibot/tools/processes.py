@@ -180,17 +180,17 @@ class Child:
     async def _stop_by_force(self) -> ExitStatus:
         """Stop without the first step, for a child that is not waiting for input."""
         self._begin_stop()
-        if not self._has_ended.is_set():
+        if not self._tree.is_gone:
             self._tree.terminate()
             with grace("child.term_grace", self._deadlines.child_term_grace):
                 await self._has_ended.wait()
-        if not self._has_ended.is_set():
+        if not self._tree.is_gone:
             self._tree.kill()
             with grace("child.kill_grace", self._deadlines.child_kill_grace):
                 await self._has_ended.wait()
-        if not self._has_ended.is_set():
+        if not self._tree.is_gone:
             log.error("child did not end in time after SIGKILL", child=self.name, pid=self.pid)
-            self._has_ended.set()  # nobody waits for it any longer
+        self._has_ended.set()  # nobody waits any longer, for the child or for its last words
         return self._status()
 
     def _begin_stop(self) -> None:

@@ -18,6 +18,8 @@ import structlog
 from semibot.errors import ToolError
 from semibot.wire.codec import MAX_DEPTH, JsonValue
 
+from .context import ToolContext
+
 MAX_RESULT: Final = 64 * 1024
 """Most bytes of JSON that a result takes in an event."""
 MAX_CONTENT: Final = 100_000
@@ -31,8 +33,6 @@ _NOTE: Final = 400
 
 Keep: TypeAlias = Callable[[str], Awaitable[str]]
 """Stores a long text and returns its path below the workspace."""
-OffLoop: TypeAlias = Callable[[Callable[[object, int], "Encoded"], object, int], Awaitable["Encoded"]]
-"""Runs the encoder in a worker thread."""
 
 log = structlog.get_logger(__name__)
 
@@ -57,12 +57,12 @@ class Encoded:
     """Whether it is all of it."""
 
 
-async def render(value: object, off_loop: OffLoop, keep: Keep | None) -> Rendered:
+async def render(value: object, context: ToolContext, keep: Keep | None) -> Rendered:
     """Return *value* bounded.
 
     Args:
         value: What a tool returned.
-        off_loop: Runs the encoder where it does not hold up the loop.
+        context: The call.
         keep: Where a text goes that the model cannot read in one piece; None drops the rest.
 
     Raises:
@@ -72,7 +72,7 @@ async def render(value: object, off_loop: OffLoop, keep: Keep | None) -> Rendere
         return Rendered(_fit_event(value), await _fit_content(value, keep))
     encoded = encode(value, _QUICK)
     if not encoded.is_whole:
-        encoded = await off_loop(encode, value, MAX_CONTENT)
+        encoded = await context.run_blocking(encode, value, MAX_CONTENT)
     text, size = encoded.text, len(encoded.text.encode())
     if encoded.is_whole and size <= MAX_RESULT:
         return Rendered(cast("JsonValue", json.loads(text)), text)
@@ -84,7 +84,8 @@ async def render(value: object, off_loop: OffLoop, keep: Keep | None) -> Rendere
     if encoded.is_whole:
         return Rendered(result, text)
     shown = text[: MAX_CONTENT - _NOTE]
-    return Rendered(result, f"{shown}\n[cut here: the result goes on after {len(shown)} characters]")
+    note = f"[cut here: the result goes on after {len(shown)} characters]"
+    return Rendered(result, f"{shown}\n{note}")
 
 
 def shorten_error(text: str) -> str:
@@ -128,7 +129,7 @@ async def _fit_content(text: str, keep: Keep | None) -> str:
 async def _try_keep(text: str, keep: Keep) -> str | None:
     try:
         return await keep(text)
-    except Exception as exc:  # noqa: BLE001 - the call has worked; a full disk does not change that
+    except Exception as exc:  # the call has worked; a full disk does not change that
         log.warning("large result not kept", exc_info=exc)
         return None
 
@@ -177,7 +178,7 @@ def _pieces(value: object, limit: int, depth: int) -> Iterator[str]:
                 yield from _array_pieces(cast("list[object]", value), limit, depth)
         case _:
             name = type(value).__name__
-            raise ToolError(f"the tool returned {name}, which is not JSON; return text or JSON data")
+            raise ToolError(f"the tool returned {name}; only text and JSON data can be used")
 
 
 def _integer(value: int) -> str:

@@ -69,7 +69,9 @@ class Workers:
 
     _threads: Threads = attrs.field(alias="threads")
     _capacity: Mapping[str, int] = attrs.field(default=THREAD_LIMITS, alias="capacity")
-    _abandoned: dict[str, list[Activity]] = attrs.field(factory=dict[str, list[Activity]], init=False)
+    _abandoned: dict[str, list[Activity]] = attrs.field(
+        factory=dict[str, list[Activity]], init=False
+    )
 
     def abandoned(self, limiter: str) -> int:
         """Return how many abandoned threads of a limiter have not ended yet."""

@@ -166,7 +166,7 @@ def _make_tool(
     access: Access,
     kind: ToolKind,
 ) -> Tool:
-    label: str = name or getattr(function, "__name__", "")
+    label = name or str(getattr(function, "__name__", function))
     if not _NAME.fullmatch(label):
         raise UsageError(f"{label!r} is no name for a tool; pass name=, at most 64 of A-Za-z0-9_-")
     if inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function):

@@ -99,7 +99,7 @@ class GraphRun:
                 self._pass_on,
                 ledger=self.run.ledger,
                 call_id=self.ports.ids.new_id(),
-                random=self.ports.random,
+                source=self.ports.random,
             )
         except BaseException:
             if self._partial:  # what was said was said, also if the rest never came
