@@ -28,8 +28,10 @@ async def main() -> None:
     model = scripted_model(
         [
             Call(
-                tool_request("call-1", "weather", {"city": "Bergen"}),
-                tool_request("call-2", "weather", {"city": "Oslo", "unit": "kelvin"}),
+                [
+                    tool_request("call-1", "weather", {"city": "Bergen"}),
+                    tool_request("call-2", "weather", {"city": "Oslo", "unit": "kelvin"}),
+                ]
             ),
             Say("Take an umbrella to Bergen. I do not know about Oslo.", chunk=8),
         ]

@@ -7,7 +7,7 @@ from the history. A bridge whose ``ready`` lists the feature ``run_id`` lives on
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Final, cast, final
 
@@ -103,7 +103,7 @@ class BridgeAgent:
 
 
 @asynccontextmanager
-async def _open_bridge(agent: BridgeAgent, context: AdapterContext) -> AsyncIterator[Adapter]:
+async def _open_bridge(agent: BridgeAgent, context: AdapterContext) -> AsyncGenerator[Adapter]:
     adapter = BridgeAdapter(agent, context)
     # Not in context.nursery: the child must outlive a cancelled body, to be told of it.
     async with open_services() as services:

@@ -11,7 +11,7 @@ waits there, and whatever else it says about runs is dropped and counted.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager, suppress
 from typing import Final, final
 
@@ -20,6 +20,7 @@ import trio
 
 from semibot.errors import (
     AdapterError,
+    ChildError,
     ChildStartFailed,
     DeadlineExceeded,
     LocalProtocolError,
@@ -169,7 +170,7 @@ class BridgeChild:
             await self._to_write.send(line)
 
     @contextmanager
-    def turn(self, run_id: str) -> Iterator[Turn]:
+    def turn(self, run_id: str) -> Generator[Turn]:
         """Listen to what the child says about a run, for the length of a block.
 
         Args:
@@ -302,7 +303,7 @@ class BridgeChild:
                     await child.send(line)
         except DeadlineExceeded as exc:
             self._give_up(PROTOCOL_ERROR, f"the bridge does not read its input: {exc}")
-        except (trio.BrokenResourceError, trio.ClosedResourceError):
+        except ChildError:
             # Most likely it is ending, and how it ends says more than this does.
             await trio.sleep(self._context.deadlines.child_eof_grace)
             self._give_up(PROTOCOL_ERROR, "the bridge has closed its input")

@@ -71,7 +71,7 @@ class BridgeRequests:
             error = RequestError(code=REQUEST_FAILED, message=f"the answer cannot be sent: {exc}")
         except SemibotError as exc:
             error = RequestError(code=REQUEST_FAILED, message=str(exc))
-        except Exception as exc:  # noqa: BLE001 - somebody else's code; the child hears of it
+        except Exception as exc:  # somebody else's code; the child hears of it
             log.warning("control plane failed", method=request.method, exc_info=exc)
             error = RequestError(code=REQUEST_FAILED, message=f"it raised {type(exc).__name__}")
         return encode_frame(CpResponse(id=request.id, result=None, error=error))

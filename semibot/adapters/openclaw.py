@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from typing import Final, final
 
@@ -30,7 +30,7 @@ def openclaw_agent() -> AdapterFactory:
 
 
 @asynccontextmanager
-async def _open_openclaw(context: AdapterContext) -> AsyncIterator[Adapter]:
+async def _open_openclaw(context: AdapterContext) -> AsyncGenerator[Adapter]:
     try:
         command = shlex.split(context.ports.environment.get(COMMAND_VARIABLE, ""))
     except ValueError as exc:

@@ -38,7 +38,9 @@ def explain(error: BaseException) -> tuple[list[str], int] | None:
 
 def is_configuration_code(code: str) -> bool:
     """Return whether an ``execution_error`` of this code is for the operator to mend."""
-    return any(kind.code == code for kind in _kinds(ConfigError))
+    return code.endswith("_NOT_CONFIGURED") or any(
+        kind.code == code for kind in _kinds(ConfigError)
+    )
 
 
 def _exit_code(error: SemibotError) -> int:

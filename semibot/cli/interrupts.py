@@ -99,9 +99,11 @@ class Interrupts:
                 if self.exit_code is not None:
                     nursery.start_soon(self._leave_at_once, self.exit_code)
                 elif number == signal.SIGTERM:
-                    nursery.start_soon(self._leave, exits.TERMINATED)
+                    self.exit_code = exits.TERMINATED
+                    nursery.start_soon(self._leave, self._run)
                 elif self._was_pressed:
-                    nursery.start_soon(self._leave_at_once, exits.INTERRUPTED)
+                    self.exit_code = exits.INTERRUPTED
+                    nursery.start_soon(self._leave_at_once, self.exit_code)
                 elif self._prompt is not None:
                     self._was_pressed = True
                     self._prompt.cancel("Ctrl-C")
@@ -109,26 +111,27 @@ class Interrupts:
                     self._was_pressed = True
                     nursery.start_soon(self._run.cancel, "user_cancelled")
                 else:
-                    nursery.start_soon(self._leave, exits.INTERRUPTED)
+                    self.exit_code = exits.INTERRUPTED
+                    nursery.start_soon(self._leave, self._run)
 
-    async def _leave(self, exit_code: int) -> None:
-        self.exit_code = exit_code
-        if self._run is not None:
-            if exit_code == exits.TERMINATED:
-                self._run.request_stop("interrupted", "the program was told to end")
-            # Bounded by run.cancel_grace and session.save.
-            await self._run.cancel("user_cancelled")
-            # The run has ended; its end is still to be shown, unless nobody reads it.
-            self._body.deadline = trio.current_time() + SHOW_BOUND
-        else:
+    async def _leave(self, run: Run | None) -> None:
+        if run is None:
             self._body.cancel("the program was told to end")
+            return
+        if self.exit_code == exits.TERMINATED:
+            run.request_stop("interrupted", "the program was told to end")
+        # Bounded by run.cancel_grace and session.save.
+        await run.cancel("user_cancelled")
+        # The run has ended; its end is still to be shown, unless nobody reads it.
+        self._body.deadline = trio.current_time() + SHOW_BOUND
 
     async def _leave_at_once(self, exit_code: int) -> None:
-        self.exit_code = exit_code
         self._clock.stop(CLEANUP_BOUND)
         self._body.cancel("the program was told twice to end")
         # In a thread, so that it happens also if the loop stands still.
-        await trio.to_thread.run_sync(self._end_hard, exit_code, abandon_on_cancel=True)
+        await trio.to_thread.run_sync(
+            self._end_hard, exit_code, limiter=trio.CapacityLimiter(1), abandon_on_cancel=True
+        )
 
     def _end_hard(self, exit_code: int) -> None:
         if not self._is_gone.wait(HARD_BOUND):

@@ -13,12 +13,15 @@ from collections import deque
 from collections.abc import AsyncGenerator, Callable, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
+from types import MappingProxyType
 from typing import Final, TypeAlias, final
+from urllib.parse import urlsplit
 
 import attrs
 import trio
 
 from semibot.errors import RemoteProtocolError
+from semibot.lifetimes import open_services
 from semibot.models import mentioned_path, strict_problems
 from semibot.testing.model_answers import (
     Answer,
@@ -39,6 +42,10 @@ from semibot.wire.codec import JsonObject, JsonValue, dump_json, load_json
 
 COMPLETIONS_PATH: Final = "/v1/chat/completions"
 """Where requests for answers go."""
+
+_ROLES: Final[Mapping[str, Role]] = MappingProxyType(
+    {"user": "user", "assistant": "assistant", "tool": "tool"}
+)
 
 
 @attrs.frozen(kw_only=True)
@@ -102,18 +109,18 @@ async def open_model_server(
 
     Yields:
         The server.
+
+    Raises:
+        ExceptionGroup: If a chooser failed. The body's own exception comes out bare.
     """
     listeners = await trio.open_tcp_listeners(port, host="127.0.0.1")
     bound_port = listeners[0].socket.getsockname()[1]
     server = ModelServer(f"http://127.0.0.1:{bound_port}/v1")
     serve = partial(_serve, server, _chooser(behaviour), is_strict)
-    async with trio.open_nursery() as nursery:
-        # A handler that fails is a bug here or in a chooser, and ends the block.
-        nursery.start_soon(partial(trio.serve_listeners, serve, listeners))
-        try:
-            yield server
-        finally:
-            nursery.cancel_scope.cancel()
+    # A service, so that the server still sees what the body does while it is cancelled.
+    async with open_services() as services:
+        services.start_soon(partial(trio.serve_listeners, serve, listeners), name="model server")
+        yield server
 
 
 def _chooser(behaviour: Behaviour | Iterable[Behaviour] | Chooser) -> Chooser:
@@ -139,7 +146,7 @@ async def _serve(
             while (request := await peer.next_request()) is not None:
                 if not await _respond(server, choose, is_strict, peer, request):
                     return
-        except (trio.BrokenResourceError, trio.ClosedResourceError):
+        except trio.BrokenResourceError:
             # The peer went away while we wrote; the reading task notes when.
             await connection.peer_closed.wait()
         except RemoteProtocolError as exc:
@@ -153,7 +160,7 @@ async def _respond(
     if request.method == "GET":
         models: JsonValue = {"object": "list", "data": [{"id": "fake", "object": "model"}]}
         return await _send_json(peer, 200, models, {})
-    if request.path != COMPLETIONS_PATH:
+    if urlsplit(request.path).path != COMPLETIONS_PATH:  # a proxy gets the whole address
         return await _refuse(peer, Refusal(status=404, error={"type": "not_found"}))
     recorded, problems = _read(request, peer.connection)
     server.requests.append(recorded)
@@ -257,11 +264,8 @@ def _message(item: JsonObject) -> Message:
 
 
 def _role(role: JsonValue) -> Role:
-    match role:
-        case "user" | "assistant" | "tool":
-            return role
-        case _:
-            return "system"  # which strict_problems() refuses anywhere but at the start
+    # What is unknown becomes what strict_problems() refuses anywhere but at the start.
+    return _ROLES.get(role, "system") if isinstance(role, str) else "system"
 
 
 def _call(call: JsonObject) -> ToolCallRequest:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import itertools
 import re
 from typing import Final
 
@@ -36,7 +37,7 @@ def read_docstring(text: str | None) -> Docstring:
     sections = [number for number, line in enumerate(lines) if _SECTION.match(line)]
     head = lines[: sections[0]] if sections else lines
     parameters: dict[str, str] = {}
-    for start, end in zip(sections, [*sections[1:], len(lines)], strict=True):
+    for start, end in itertools.pairwise([*sections, len(lines)]):
         if lines[start].rstrip().rstrip(":") in _ARGUMENT_SECTIONS:
             parameters |= _read_arguments(lines[start + 1 : end])
     return Docstring(description=_paragraphs(head), parameters=parameters)

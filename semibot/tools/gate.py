@@ -31,7 +31,6 @@ from semibot.config import Deadlines
 from semibot.errors import (
     DeadlineExceeded,
     RemoteProtocolError,
-    SemibotError,
     ToolError,
     UsageError,
 )
@@ -65,16 +64,6 @@ from .results import render
 from .schema import Bound, parse_arguments
 from .threads import BlockingCall, Workers
 from .tool import Body, Tool
-
-__all__ = [
-    "CallEnded",
-    "CallOutcome",
-    "CallRequest",
-    "CallResult",
-    "Decision",
-    "Gate",
-    "Recorder",
-]
 
 log = structlog.get_logger(__name__)
 
@@ -161,6 +150,7 @@ class Gate:
         Returns:
             The result, whatever the tool did; its ``outcome`` says how the call ended.
         """
+        await trio.lowlevel.checkpoint()  # a run that is over starts nothing
         started_at = trio.current_time()
         tool = self._tools.get(request.name)
         if tool is None:

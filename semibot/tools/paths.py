@@ -271,7 +271,7 @@ class _Walk:
         if not path or len(path) > MAX_PATH:
             raise self._refuse(f"a path has 1 to {MAX_PATH} characters")
         parts = PurePosixPath(path).parts
-        if parts[0].startswith("/"):
+        if path.startswith("/"):
             # Text only: a ".." after the root is refused by the walk like any other.
             root = self._directory.root
             for known in (root.parts, Path(os.path.realpath(root)).parts):

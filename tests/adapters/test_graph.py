@@ -167,7 +167,7 @@ async def test_a_plan_of_five_effects_cancelled_during_the_first_has_one_effect(
     autojump_clock: MockClock, tmp_path: Path, bench: Bench
 ) -> None:
     calls = [tool_request(f"c{n}", "effect", {"name": str(n)}) for n in range(5)]
-    script = scripted_model([Call(*calls), Say("Fine.")])
+    script = scripted_model([Call(calls), Say("Fine.")])
     async with opened(tmp_path, script, bench.tools()) as session:
         async with session.run("go") as run:
             await trio.sleep(0.5)
@@ -192,7 +192,7 @@ async def test_of_ten_parallel_calls_one_raises_and_nine_have_results(
 ) -> None:
     names = [*map(str, range(9)), "bad"]
     calls = [tool_request(f"c{n}", "look", {"name": name}) for n, name in enumerate(names)]
-    script = scripted_model([Call(*calls), Say("Nine.")])
+    script = scripted_model([Call(calls), Say("Nine.")])
     async with opened(tmp_path, script, bench.tools()) as session:
         run, events = await finish(session)
     completes = [e for e in events if isinstance(e, ToolCallComplete)]
@@ -210,7 +210,7 @@ async def test_only_tools_declared_safe_overlap(
     autojump_clock: MockClock, tmp_path: Path, bench: Bench
 ) -> None:
     def calls(*names: str) -> Call:
-        return Call(*(tool_request(f"{i}", n, {"name": str(i)}) for i, n in enumerate(names)))
+        return Call([tool_request(f"{i}", n, {"name": str(i)}) for i, n in enumerate(names)])
 
     script = scripted_model([calls("effect", "effect", "look", "effect"), Say("ok")])
     async with opened(tmp_path, script, bench.tools()) as session:
@@ -385,8 +385,10 @@ async def test_a_skill_is_offered_read_and_reported_as_a_skill(
     script = scripted_model(
         [
             Call(
-                tool_request("c1", "use_skill", {"skill_id": "tidy"}),
-                tool_request("c2", "use_skill", {"skill_id": "nope"}),
+                [
+                    tool_request("c1", "use_skill", {"skill_id": "tidy"}),
+                    tool_request("c2", "use_skill", {"skill_id": "nope"}),
+                ]
             ),
             Say("ok"),
         ]

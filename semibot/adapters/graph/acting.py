@@ -114,7 +114,7 @@ class Actor:
                 async with trio.open_nursery() as nursery:
                     for step in batch:
                         # Here and not in the task, so that steps start in order.
-                        await limiter.acquire_on_behalf_of(step)
+                        await limiter.acquire_on_behalf_of(step.id)
                         await self._say_start(step)
                         nursery.start_soon(self._take, step, limiter, results)
         finally:
@@ -160,7 +160,7 @@ class Actor:
                 await self._say_cancelled(step, started)
             raise
         finally:
-            limiter.release_on_behalf_of(step)
+            limiter.release_on_behalf_of(step.id)
         results[step.id] = result
         await self._say_end(step, result)
 

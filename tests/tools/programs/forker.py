@@ -2,6 +2,10 @@
 
 With "leave" as the second argument, end instead of staying.
 """
+# What it prints is its answer.
+# ruff: noqa: T201
+
+from __future__ import annotations
 
 import os
 import signal

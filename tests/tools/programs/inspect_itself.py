@@ -1,4 +1,8 @@
 """Say, as JSON, what this process was given."""
+# What it prints is its answer, and pathlib would slow its start.
+# ruff: noqa: T201, PTH
+
+from __future__ import annotations
 
 import json
 import os

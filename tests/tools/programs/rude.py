@@ -1,4 +1,8 @@
 """Ignore the end of the input and every signal that can be ignored; say "up"; stay."""
+# What it prints is its answer.
+# ruff: noqa: T201
+
+from __future__ import annotations
 
 import signal
 

@@ -1,0 +1,190 @@
+"""The checks of ``semibot doctor``: each looks at one thing and says what to do about it."""
+
+from __future__ import annotations
+
+import os
+import platform
+import shlex
+import shutil
+import sys
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Final, Literal, TypeAlias
+
+import attrs
+import trio
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from semibot.adapters.openclaw import COMMAND_VARIABLE
+from semibot.config import Deadlines
+from semibot.errors import ChildStartFailed, DeadlineExceeded, ModelNotConfigured, UsageError
+from semibot.live import live_ports
+from semibot.models import resolve_model
+from semibot.models.openai import read_settings
+from semibot.ports import Ports
+from semibot.tools.processes import run_child
+from semibot.workspace.state import STATE_DIRECTORY
+
+from . import exits
+from .clean import clean
+from .logs import configure_logs
+from .screen import BAD, GOOD, ODD
+
+Status: TypeAlias = Literal["ok", "warn", "fail"]
+"""Whether it works, works with a loss, or does not work."""
+
+_STYLES: Final[Mapping[Status, str]] = {"ok": GOOD, "warn": ODD, "fail": BAD}
+
+
+@attrs.frozen
+class Check:
+    """What one check has found."""
+
+    name: str
+    """What was looked at."""
+    status: Status
+    """Whether it will do."""
+    found: str
+    """What is there."""
+    hint: str = ""
+    """What to do about it."""
+
+
+def run_doctor(workspace: Path) -> int:
+    """Make all checks, show them as a table, and return the exit code.
+
+    Args:
+        workspace: The directory that an agent would work in.
+    """
+    configure_logs(is_verbose=False)
+    ports = live_ports()
+    checks = (
+        check_python(),
+        check_platform(),
+        trio.run(check_children, ports),
+        check_workspace(workspace),
+        trio.run(check_model, ports),
+        check_bridge(ports.environment),
+    )
+    _show(checks, ports.environment)
+    has_failed = any(check.status == "fail" for check in checks)
+    return exits.CONFIGURATION if has_failed else exits.COMPLETED
+
+
+def _show(checks: tuple[Check, ...], environment: Mapping[str, str]) -> None:
+    table = Table("check", "", "found", "what to do", box=None, pad_edge=False)
+    for check in checks:
+        table.add_row(
+            check.name,
+            Text(check.status, _STYLES[check.status]),
+            Text(clean(check.found), overflow="fold"),
+            Text(clean(check.hint), overflow="fold"),
+        )
+    Console(color_system=None if environment.get("NO_COLOR") else "auto", highlight=False).print(
+        table
+    )
+
+
+def check_python() -> Check:
+    """Look at the interpreter."""
+    implementation = platform.python_implementation()
+    found = f"{implementation} {platform.python_version()} at {sys.executable}"
+    if implementation != "CPython":
+        return Check("python", "warn", found, "semibot is tested with CPython only.")
+    return Check("python", "ok", found)
+
+
+def check_platform() -> Check:
+    """Look at the operating system."""
+    found = f"{platform.system()} {platform.release()}, {platform.machine()}"
+    if os.name != "posix":
+        return Check("platform", "fail", found, "Use Linux or macOS; on Windows, WSL.")
+    return Check("platform", "ok", found)
+
+
+async def check_children(ports: Ports) -> Check:
+    """Start a child the strong way, to see whether it works here."""
+    weaker = "process groups: if semibot is killed with SIGKILL, its children may live on"
+    if sys.platform != "linux":
+        return Check("child processes", "warn", weaker, "A guard process needs Linux.")
+    try:
+        result = await run_child(
+            [sys.executable, "-I", "-S", "-c", ""],
+            ports=ports,
+            deadlines=Deadlines(),
+            environment={},
+            tier="guard",
+        )
+    except (ChildStartFailed, DeadlineExceeded) as exc:
+        return Check("child processes", "warn", weaker, str(exc))
+    if result.status.code != 0:
+        return Check("child processes", "fail", f"a child of semibot ended: {result.status}")
+    return Check("child processes", "ok", "guarded: children die with semibot")
+
+
+def check_workspace(workspace: Path) -> Check:
+    """Write a file where sessions would be kept, and take it away again."""
+    state = workspace / STATE_DIRECTORY
+    where = state if state.exists() else workspace
+    try:
+        with tempfile.NamedTemporaryFile(dir=where, prefix=".semibot-doctor-"):
+            pass
+    except OSError as exc:
+        return Check(
+            "workspace",
+            "fail",
+            f"{where}: {exc.strerror}",
+            "Choose a directory that you may write in, with --workspace.",
+        )
+    return Check("workspace", "ok", f"{workspace.resolve()} can be written")
+
+
+async def check_model(ports: Ports) -> Check:
+    """Say which model would answer, and look at what it needs; asks no server."""
+    key = ports.environment.get("OPENAI_API_KEY", "").strip()
+    base_url = ports.environment.get("OPENAI_BASE_URL", "").strip()
+    try:
+        async with resolve_model(None)(ports, Deadlines()) as model:
+            name = model.name
+    except UsageError as exc:
+        return Check("model", "fail", str(exc), "Set SEMIBOT_MODEL to another name.")
+    if not key and not base_url:
+        return Check(
+            "model",
+            "warn",
+            f"{name}: no language model is connected",
+            "Set OPENAI_API_KEY, or OPENAI_BASE_URL for any compatible server.",
+        )
+    found = f"{name}, OPENAI_API_KEY {_masked(key)}, OPENAI_BASE_URL {base_url or 'not set'}"
+    try:
+        read_settings(name, ports.environment)
+    except ModelNotConfigured as exc:
+        return Check("model", "fail", found, str(exc))
+    return Check("model", "ok", found)
+
+
+def _masked(key: str) -> str:
+    return "set (hidden)" if key else "not set"
+
+
+def check_bridge(environment: Mapping[str, str]) -> Check:
+    """Look for the program that the runtime openclaw would start."""
+    text = environment.get(COMMAND_VARIABLE, "")
+    try:
+        words = shlex.split(text)
+    except ValueError as exc:
+        return Check("bridge", "fail", f"{COMMAND_VARIABLE}: {exc}", "Mend its quotes.")
+    if not words:
+        return Check("bridge", "ok", f"{COMMAND_VARIABLE} is not set; only openclaw needs it")
+    program = shutil.which(words[0], path=environment.get("PATH"))
+    if program is None:
+        return Check(
+            "bridge",
+            "fail",
+            f"there is no program {words[0]}",
+            f"Set {COMMAND_VARIABLE} to a command that exists.",
+        )
+    return Check("bridge", "ok", f"{COMMAND_VARIABLE} starts {program}")

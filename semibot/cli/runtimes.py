@@ -1,0 +1,68 @@
+"""The runtimes that ``semibot chat`` knows by name, and what each makes of the options."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from types import MappingProxyType
+from typing import Final
+
+import attrs
+
+from semibot.adapters.graph import GraphAgent
+from semibot.adapters.openclaw import openclaw_agent
+from semibot.config import Deadlines
+from semibot.errors import UsageError
+from semibot.models import resolve_model
+from semibot.ports import Ports
+from semibot.session import AdapterFactory
+from semibot.tools import Grant, Policy
+from semibot.tools.builtin import builtin_tools
+from semibot.wire.codec import JsonObject
+
+
+@attrs.frozen(kw_only=True)
+class Runtime:
+    """What drives the runs of a chat."""
+
+    adapter: AdapterFactory
+    """Makes the adapter's scope."""
+    model: str
+    """What it thinks with, for people."""
+    payload: JsonObject
+    """What starts the session."""
+
+
+Maker = Callable[[Ports, str | None, Sequence[str]], Awaitable[Runtime]]
+"""Makes a runtime from the model's name, if one was given, and the grants."""
+
+
+async def _make_graph(ports: Ports, model: str | None, grants: Sequence[str]) -> Runtime:
+    parsed = [Grant.parse(grant) for grant in grants]
+    # Checked here, so that a mistyped grant is refused before anything is opened.
+    Policy(parsed).check({tool.name: _parameters(tool.parameters) for tool in builtin_tools()})
+    # Opening a model does no I/O; only an open one has a name.
+    async with resolve_model(model)(ports, Deadlines()) as opened:
+        name = opened.name
+    return Runtime(adapter=GraphAgent(model, grants=parsed), model=name, payload={})
+
+
+def _parameters(schema: JsonObject) -> frozenset[str]:
+    properties = schema.get("properties")
+    return frozenset(properties) if isinstance(properties, Mapping) else frozenset()
+
+
+async def _make_openclaw(ports: Ports, model: str | None, grants: Sequence[str]) -> Runtime:
+    if grants:
+        raise UsageError(
+            "--allow is for the tools of --runtime graph; what a bridge may do is up to the bridge"
+        )
+    payload: JsonObject = {"runtime_type": "openclaw"}
+    if model is not None:
+        payload = {**payload, "agent_config": {"model": model}}
+    return Runtime(adapter=openclaw_agent(), model=model or "the bridge's own", payload=payload)
+
+
+RUNTIMES: Final[Mapping[str, Maker]] = MappingProxyType(
+    {"graph": _make_graph, "semigraph": _make_graph, "openclaw": _make_openclaw}
+)
+"""How to make each runtime, by its name."""

@@ -1,0 +1,126 @@
+"""Two streams that may be one terminal: the answer, and all about it.
+
+Lines are only ever added, so that what is shown reads the same in a terminal, a file and
+a log. Where both streams are one terminal, a line about the run never lands in the middle
+of a line of the answer.
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import Final, final
+
+from rich.console import Console
+from rich.text import Text
+
+from semibot.ports import Ports
+
+from .clean import clean, clean_json
+from .output import Output
+
+PLAIN: Final = ""
+"""Style of lines that are neither good nor bad."""
+DIM: Final = "dim"
+"""Style of what can be skipped."""
+CALL: Final = "cyan"
+"""Style of what the agent does."""
+GOOD: Final = "green"
+"""Style of what worked."""
+ODD: Final = "yellow"
+"""Style of what deserves a look."""
+BAD: Final = "red"
+"""Style of what did not work."""
+
+
+@final
+class Screen:
+    """Where everything is shown. Used by one task at a time.
+
+    Every method raises :exc:`~semibot.cli.failures.OutputClosed` if nobody reads any more.
+
+    Args:
+        ports: For ``NO_COLOR``.
+    """
+
+    def __init__(self, ports: Ports) -> None:
+        self._out = Output(sys.stdout)
+        self._err = Output(sys.stderr)
+        self._is_one_terminal = self._out.is_terminal and self._err.is_terminal
+        self._console = Console(
+            file=sys.stderr,
+            color_system=None if ports.environment.get("NO_COLOR") else "auto",
+            highlight=False,
+            soft_wrap=True,
+        )
+        self._is_mid_answer = False
+        self._is_mid_note = False
+        self._was_noted = False
+
+    async def answer(self, text: str) -> None:
+        """Show a piece of the answer."""
+        await self._end_note()
+        text = clean(text)
+        if self._was_noted and not self._is_mid_answer and self._is_one_terminal:
+            text = text.lstrip("\n")  # the note has ended the paragraph already
+        if text:
+            await self._out.write(text)
+            self._is_mid_answer = not text.endswith("\n")
+            self._was_noted = False
+
+    async def end_answer(self) -> None:
+        """End the answer's last line."""
+        await self._end_note()
+        if self._is_mid_answer:
+            await self._out.write("\n")
+            self._is_mid_answer = False
+
+    async def json(self, line: str) -> None:
+        """Put a line of JSON on standard output, byte for byte if it is no terminal."""
+        await self._out.write((clean_json(line) if self._out.is_terminal else line) + "\n")
+
+    async def note(self, text: str, style: str = PLAIN) -> None:
+        """Show a line about the run; *text* may hold several."""
+        await self._end_note()
+        await self._begin_note()
+        await self._print(text, style, end="\n")
+
+    async def think(self, text: str) -> None:
+        """Show a piece of thought, which the next piece continues on the same line."""
+        if not self._is_mid_note:
+            await self._begin_note()
+            self._is_mid_note = True
+            text = "~ " + text.lstrip()
+        await self._print(text.replace("\n", "\n  "), DIM, end="")
+
+    async def end_thought(self) -> None:
+        """Let the next piece of thought begin a line."""
+        await self._end_note()
+
+    async def prompt(self) -> None:
+        """Ask for a message."""
+        await self._end_note()
+        await self._print("> ", "bold", end="")
+
+    async def after_key(self) -> None:
+        """Go on in a new line: the terminal has shown a key such as Ctrl-C in this one."""
+        if self._err.is_terminal:
+            await self._err.write("\n")
+        self._is_mid_note = False
+        if self._is_one_terminal:
+            self._is_mid_answer = False
+
+    async def _begin_note(self) -> None:
+        if self._is_one_terminal and self._is_mid_answer:
+            await self._out.write("\n")
+            self._is_mid_answer = False
+        self._was_noted = True
+
+    async def _end_note(self) -> None:
+        if self._is_mid_note:
+            self._is_mid_note = False
+            await self._err.write("\n")
+
+    async def _print(self, text: str, style: str, *, end: str) -> None:
+        with self._console.capture() as capture:
+            self._console.print(Text(clean(text), style), end=end)
+        await self._err.write(capture.get())

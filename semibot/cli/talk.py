@@ -1,0 +1,182 @@
+"""The conversation behind ``semibot chat``: open a session, ask, show, ask again."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Final, final
+
+import attrs
+import trio
+
+from semibot.errors import CursorExpired, UsageError
+from semibot.live import live_ports
+from semibot.ports import Ports
+from semibot.session import Run, Session, open_session
+from semibot.wire.events import ExecutionComplete, ExecutionError, TerminalEvent
+
+from . import exits
+from .failures import is_configuration_code
+from .interrupts import Interrupts, open_interrupts
+from .keyboard import Keyboard
+from .logs import configure_logs
+from .render import JsonView, TextView, show_end
+from .runtimes import RUNTIMES, Runtime
+from .screen import DIM, ODD, Screen
+
+HELP: Final = """\
+Type a message and press Enter. Ctrl-C stops an answer, twice it leaves.
+  /help  shows this
+  /exit  leaves, as Ctrl-D does"""
+"""What ``/help`` says."""
+
+
+@attrs.frozen(kw_only=True)
+class ChatOptions:
+    """What the user asked for on the command line."""
+
+    runtime: str
+    """Name of the runtime."""
+    model: str | None
+    """The model; None leaves it to the runtime."""
+    workspace: Path
+    """The directory that the agent works in."""
+    session_id: str | None
+    """The session to continue; None makes a new one."""
+    grants: tuple[str, ...]
+    """What else the agent may do."""
+    is_json: bool
+    """Whether standard output carries events as JSON."""
+    is_verbose: bool
+    """Whether to show what is merely of interest."""
+    message: str | None
+    """The one message; None asks for messages."""
+
+
+def run_chat(options: ChatOptions) -> int:
+    """Chat until the user leaves, and return the exit code.
+
+    Args:
+        options: What the user asked for.
+
+    Raises:
+        SemibotError: If there can be no session, or it broke.
+        ExceptionGroup: Of such errors.
+        OutputClosed: If nobody reads standard output any more.
+    """
+    configure_logs(is_verbose=options.is_verbose)
+    return trio.run(_chat, options)
+
+
+async def _chat(options: ChatOptions) -> int:
+    ports = live_ports()
+    exit_code = exits.COMPLETED
+    async with open_interrupts() as interrupts:
+        exit_code = await _open(options, ports, interrupts)
+    return exit_code if interrupts.exit_code is None else interrupts.exit_code
+
+
+async def _open(options: ChatOptions, ports: Ports, interrupts: Interrupts) -> int:
+    keyboard = Keyboard(sys.stdin)
+    message = options.message
+    if message is None and not keyboard.is_terminal:
+        message = await keyboard.read_all()
+    if message is not None and not message.strip():
+        raise UsageError("the message is blank; write it after the options, or pipe it in")
+    runtime = await RUNTIMES[options.runtime](ports, options.model, options.grants)
+    async with open_session(
+        runtime.adapter,
+        workspace=options.workspace,
+        session_id=options.session_id,
+        payload=runtime.payload,
+        ports=ports,
+    ) as session:
+        conversation = _Conversation(options, session, Screen(ports), keyboard, interrupts)
+        if message is not None:
+            return await conversation.ask_once(message)
+        return await conversation.ask_on(runtime)
+
+
+@final
+@attrs.frozen
+class _Conversation:
+    """One open session and the person in front of it."""
+
+    options: ChatOptions
+    session: Session
+    screen: Screen
+    keyboard: Keyboard
+    interrupts: Interrupts
+
+    async def ask_once(self, message: str) -> int:
+        """Ask *message* and return the exit code that its outcome means."""
+        terminal = await self._ask(message, is_interactive=False)
+        match terminal:
+            case ExecutionComplete(cancelled=None):
+                return exits.COMPLETED
+            case ExecutionError(code=code) if is_configuration_code(code):
+                return exits.CONFIGURATION
+            case _:
+                return exits.FAILED
+
+    async def ask_on(self, runtime: Runtime) -> int:
+        """Ask what the user types, until they leave."""
+        await self._introduce(runtime)
+        while self.interrupts.exit_code is None:
+            await self.screen.prompt()
+            line: str | None = None
+            with self.interrupts.at_prompt() as scope:
+                line = await self.keyboard.read_line()
+            if scope.cancelled_caught:
+                self.keyboard.forget()
+                await self.screen.after_key()
+                await self.screen.note("Ctrl-C once more leaves, and so does Ctrl-D.", DIM)
+            elif line is None:
+                await self.screen.after_key()
+                break
+            elif line.strip() == "/exit":
+                break
+            elif line.strip() == "/help":
+                await self.screen.note(HELP)
+            elif line.strip():
+                await self._ask(line, is_interactive=True)
+        return exits.COMPLETED
+
+    async def _introduce(self, runtime: Runtime) -> None:
+        grants = ", ".join(self.options.grants) or "none"
+        await self.screen.note(
+            f"runtime {self.options.runtime}, model {runtime.model}, "
+            f"workspace {self.session.workspace}, session {self.session.id}, grants {grants}\n"
+            f"--session {self.session.id} continues this conversation; /help shows more",
+            DIM,
+        )
+
+    async def _ask(self, message: str, *, is_interactive: bool) -> TerminalEvent:
+        after = self.session.statistics().next_seq - 1
+        async with self.session.run(message) as run:
+            with self.interrupts.during(run, is_interactive=is_interactive):
+                terminal = await self._show(run, after)
+                if run.receipt is not None and run.receipt.reason == "user_cancelled":
+                    await self.screen.after_key()
+                await show_end(
+                    self.screen, terminal, run.receipt, is_verbose=self.options.is_verbose
+                )
+        return terminal
+
+    async def _show(self, run: Run, after: int) -> TerminalEvent:
+        """Show the events of *run* up to its terminal one, and return that."""
+        view = JsonView(self.screen) if self.options.is_json else TextView(self.screen)
+        while True:
+            try:
+                async for entry in self.session.cursor(after=after):
+                    await view.show(entry)
+                    if isinstance(entry.event, ExecutionComplete | ExecutionError):
+                        return entry.event
+                raise AssertionError("the session closed while its block was open")
+            except CursorExpired as exc:
+                await self.screen.note(
+                    f"events {exc.after + 1} to {exc.oldest - 1} are not shown: "
+                    "what reads this output was too slow",
+                    ODD,
+                )
+                after = exc.oldest - 1
