@@ -3,6 +3,8 @@
 Each side says one JSON object a line. ``bridge_session.py`` runs this one.
 """
 
+from __future__ import annotations
+
 import io
 import json
 import select

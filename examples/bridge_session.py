@@ -1,5 +1,7 @@
 """Run an agent that is a program of its own: ``bridge_child.py``, over its pipes."""
 
+from __future__ import annotations
+
 import sys
 from pathlib import Path
 

@@ -1,5 +1,7 @@
 """Stop an agent twice: by a deadline around the run, and by a cancel with a receipt."""
 
+from __future__ import annotations
+
 import trio
 
 import semibot
@@ -18,7 +20,9 @@ async def dig(metres: int) -> str:
 
 
 async def main() -> None:
-    hole = Call([tool_request("a", "dig", {"metres": 60}), tool_request("b", "dig", {"metres": 90})])
+    hole = Call(
+        [tool_request("a", "dig", {"metres": 60}), tool_request("b", "dig", {"metres": 90})]
+    )
     model = scripted_model([hole, hole, Say("What a hole.")])
     agent = semibot.GraphAgent(model, tools=[dig])
     async with semibot.open_session(agent) as session:

@@ -1,5 +1,7 @@
 """An adapter of your own: a scope, and a method that drives one run at a time."""
 
+from __future__ import annotations
+
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
@@ -17,6 +19,7 @@ class Counter(semibot.Adapter):
         self.number = start
 
     async def handle(self, run: semibot.ActiveRun) -> None:
+        """Count as far as the message says."""
         for _ in range(int(run.message)):
             await trio.sleep(0.05)  # a cancel arrives here: no method to write
             self.number += 1
@@ -24,6 +27,7 @@ class Counter(semibot.Adapter):
         await run.complete()
 
     async def get_snapshot(self) -> JsonObject:
+        """Return what the next opening of the session needs."""
         return {"number": self.number}  # back in context.snapshot at the next opening
 
 

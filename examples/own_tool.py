@@ -3,6 +3,8 @@
 The model here is scripted, so that the example runs without a key.
 """
 
+from __future__ import annotations
+
 from typing import Literal
 
 import trio
@@ -13,7 +15,9 @@ from semibot.wire.events import TextChunk, ToolCallComplete
 
 
 @semibot.tool(is_parallel_safe=True, limit=5)
-async def weather(city: str, unit: Literal["celsius", "fahrenheit"] = "celsius") -> dict[str, object]:
+async def weather(
+    city: str, unit: Literal["celsius", "fahrenheit"] = "celsius"
+) -> dict[str, object]:
     """Tell the weather of today.
 
     Args:

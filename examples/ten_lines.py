@@ -3,6 +3,8 @@
 Without OPENAI_API_KEY or OPENAI_BASE_URL a demonstration answers instead of a model.
 """
 
+from __future__ import annotations
+
 import trio
 
 import semibot

@@ -15,8 +15,8 @@ if TYPE_CHECKING:
     from semibot.adapters.openclaw import openclaw_agent as openclaw_agent
     from semibot.config import Deadlines as Deadlines
     from semibot.errors import SemibotError as SemibotError
-    from semibot.models.openai import openai_model as openai_model
     from semibot.models.demonstration import demonstration_model as demonstration_model
+    from semibot.models.openai import openai_model as openai_model
     from semibot.models.scripted import scripted_model as scripted_model
     from semibot.secret import Secret as Secret
     from semibot.session import ActiveRun as ActiveRun

@@ -23,12 +23,12 @@ from contextlib import asynccontextmanager, contextmanager
 from typing import TypeVarTuple, final
 
 import attrs
-import structlog
 import trio
 
 from semibot.errors import DeadlineExceeded, ServiceEnded
+from semibot.logs import get_logger
 
-log = structlog.get_logger(__name__)
+log = get_logger(__name__)
 
 Ts = TypeVarTuple("Ts")
 
@@ -51,7 +51,7 @@ def deadline(name: str, seconds: float) -> Generator[trio.CancelScope]:
     with trio.CancelScope(deadline=trio.current_time() + seconds) as scope:
         yield scope
     if scope.cancelled_caught:
-        raise DeadlineExceeded(name, seconds)
+        raise DeadlineExceeded(name, seconds) from None
 
 
 # --- stopping -------------------------------------------------------------------------

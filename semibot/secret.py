@@ -8,6 +8,12 @@ from typing import Final, NoReturn, final
 _MASK: Final = "Secret(***)"
 
 
+def _bytes_of(secret: Secret) -> bytes:
+    # A variable of the environment may hold bytes that are no UTF-8, as lone surrogates; the
+    # error that they would cause here has the whole text in it.
+    return secret.reveal().encode("utf-8", "surrogatepass")
+
+
 @final
 class Secret:
     """A string that is masked in ``repr``, ``str``, formatting, pickles and JSON.
@@ -33,7 +39,7 @@ class Secret:
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Secret):
             return NotImplemented
-        return hmac.compare_digest(self._value.encode(), other._value.encode())
+        return hmac.compare_digest(_bytes_of(self), _bytes_of(other))
 
     def __hash__(self) -> int:
         return hash((Secret, self._value))

@@ -15,7 +15,6 @@ from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager, suppress
 from typing import Final, final
 
-import structlog
 import trio
 
 from semibot.errors import (
@@ -27,6 +26,7 @@ from semibot.errors import (
     RemoteProtocolError,
 )
 from semibot.lifetimes import deadline, grace
+from semibot.logs import get_logger
 from semibot.session import AdapterContext
 from semibot.tools.processes import Child, open_child
 from semibot.wire.bridge import (
@@ -52,7 +52,7 @@ from semibot.wire.jsonl import MAX_LINE_BYTES
 from .bridge_requests import BridgeRequests
 from .bridge_turn import BridgeCounts, RunFrame, Turn
 
-log = structlog.get_logger(__name__)
+log = get_logger(__name__)
 
 ALIVE_IS_READY: Final = 1.0
 """Seconds after which a silent child that still runs counts as ready (level 1)."""

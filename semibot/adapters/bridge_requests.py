@@ -5,15 +5,15 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 from typing import Final, final
 
-import structlog
 import trio
 
 from semibot.errors import LocalProtocolError, RequestFailed, SemibotError
 from semibot.lifetimes import deadline
+from semibot.logs import get_logger
 from semibot.session import AdapterContext
 from semibot.wire.bridge import CpFireAndForget, CpRequest, CpResponse, RequestError, encode_frame
 
-log = structlog.get_logger(__name__)
+log = get_logger(__name__)
 
 MAX_REQUESTS: Final = 16
 """Most requests of one child that are under way at once; reading it waits for the others."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import cast
 
 from semibot.errors import ConfigError, SemibotError, UsageError
 
@@ -55,7 +56,7 @@ def _exit_code(error: SemibotError) -> int:
 
 def _leaves(error: BaseException) -> Iterator[BaseException]:
     if isinstance(error, BaseExceptionGroup):
-        for child in error.exceptions:
+        for child in cast("BaseExceptionGroup[BaseException]", error).exceptions:
             yield from _leaves(child)
     else:
         yield error

@@ -19,7 +19,7 @@ from __future__ import annotations
 import os
 import signal
 import threading
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Generator
 from contextlib import asynccontextmanager, contextmanager
 from typing import Final, final
 
@@ -30,6 +30,9 @@ from semibot.lifetimes import StopClock, open_services, open_stop_clock
 from semibot.session import Run
 
 from . import exits
+
+KEY_REASON: Final = "user_cancelled"
+"""Why a run is cancelled by Ctrl-C."""
 
 CLEANUP_BOUND: Final = 1.0
 """What all clean-up together may take when leaving at once, in seconds."""
@@ -50,7 +53,8 @@ class Interrupts:
     _end_process: Callable[[int], object]
     exit_code: int | None = attrs.field(default=None, init=False)
     """The exit code that signals have decided on, if they have."""
-    _body: trio.CancelScope = attrs.field(factory=trio.CancelScope, init=False)
+    body: trio.CancelScope = attrs.field(factory=trio.CancelScope, init=False)
+    """What leaving cancels."""
     _run: Run | None = attrs.field(default=None, init=False)
     _is_interactive: bool = attrs.field(default=False, init=False)
     _prompt: trio.CancelScope | None = attrs.field(default=None, init=False)
@@ -58,7 +62,7 @@ class Interrupts:
     _is_gone: threading.Event = attrs.field(factory=threading.Event, init=False)
 
     @contextmanager
-    def during(self, run: Run, *, is_interactive: bool) -> Iterator[None]:
+    def during(self, run: Run, *, is_interactive: bool) -> Generator[None]:
         """Let signals stop *run* while the block shows it.
 
         Args:
@@ -72,7 +76,7 @@ class Interrupts:
             self._run, self._is_interactive, self._was_pressed = None, False, False
 
     @contextmanager
-    def at_prompt(self) -> Iterator[trio.CancelScope]:
+    def at_prompt(self) -> Generator[trio.CancelScope]:
         """Let the first Ctrl-C end the block, which waits for a message.
 
         Ctrl-C in two such blocks with nothing typed in between leaves.
@@ -109,29 +113,35 @@ class Interrupts:
                     self._prompt.cancel("Ctrl-C")
                 elif self._run is not None and self._is_interactive:
                     self._was_pressed = True
-                    nursery.start_soon(self._run.cancel, "user_cancelled")
+                    nursery.start_soon(self._run.cancel, KEY_REASON)
                 else:
                     self.exit_code = exits.INTERRUPTED
                     nursery.start_soon(self._leave, self._run)
 
     async def _leave(self, run: Run | None) -> None:
         if run is None:
-            self._body.cancel("the program was told to end")
+            self.body.cancel("the program was told to end")
             return
         if self.exit_code == exits.TERMINATED:
             run.request_stop("interrupted", "the program was told to end")
         # Bounded by run.cancel_grace and session.save.
-        await run.cancel("user_cancelled")
+        await run.cancel(KEY_REASON)
         # The run has ended; its end is still to be shown, unless nobody reads it.
-        self._body.deadline = trio.current_time() + SHOW_BOUND
+        self.body.deadline = trio.current_time() + SHOW_BOUND
 
     async def _leave_at_once(self, exit_code: int) -> None:
         self._clock.stop(CLEANUP_BOUND)
-        self._body.cancel("the program was told twice to end")
+        # A prompt ends in order, because nothing is under way that could hold it up.
+        scope = self.body if self._prompt is None else self._prompt
+        scope.cancel("the program was told twice to end")
         # In a thread, so that it happens also if the loop stands still.
         await trio.to_thread.run_sync(
             self._end_hard, exit_code, limiter=trio.CapacityLimiter(1), abandon_on_cancel=True
         )
+
+    def disarm(self) -> None:
+        """Everything has ended, so that nothing need be ended hard."""
+        self._is_gone.set()
 
     def _end_hard(self, exit_code: int) -> None:
         if not self._is_gone.wait(HARD_BOUND):
@@ -160,7 +170,7 @@ async def open_interrupts(
         try:
             async with open_services() as services:
                 services.start_soon(interrupts.serve, signals, name="signals")
-                with interrupts._body:
+                with interrupts.body:
                     yield interrupts
         finally:
-            interrupts._is_gone.set()
+            interrupts.disarm()

@@ -34,6 +34,7 @@ from semibot.wire.events import (
 from semibot.wire.receipts import Receipt
 
 from .describe import describe_arguments, describe_duration, describe_receipt, describe_usage
+from .interrupts import KEY_REASON
 from .screen import BAD, CALL, DIM, GOOD, ODD, Screen
 
 
@@ -67,9 +68,9 @@ class TextView:
     """Where to show it."""
     _stage: Stage | None = attrs.field(default=None, init=False)
     _last_call: str | None = attrs.field(default=None, init=False)
-    _calls: dict[str, str] = attrs.field(factory=dict, init=False)
-    _denied: set[str] = attrs.field(factory=set, init=False)
-    _steps: set[str] = attrs.field(factory=set, init=False)
+    _calls: dict[str, str] = attrs.field(factory=dict[str, str], init=False)
+    _denied: set[str] = attrs.field(factory=set[str], init=False)
+    _steps: set[str] = attrs.field(factory=set[str], init=False)
 
     async def show(self, entry: JournalEntry) -> None:
         """Show an event."""
@@ -127,7 +128,7 @@ class TextView:
             case Notify():
                 await note(f"{event.title}\n  {event.summary}", ODD)
             case ExecutionComplete() | ExecutionError():
-                await self.screen.end_answer()
+                pass  # show_end() has more to say
             case _:
                 assert_never(event)
 
@@ -170,7 +171,7 @@ def _one_line(text: str) -> str:
 async def show_end(
     screen: Screen, terminal: TerminalEvent, receipt: Receipt | None, *, is_verbose: bool
 ) -> None:
-    """Say how a run ended, unless it simply answered.
+    """End the answer, and say how the run ended unless it simply answered.
 
     Args:
         screen: Where to say it.
@@ -178,6 +179,9 @@ async def show_end(
         receipt: What was stopped, if the run was asked to stop.
         is_verbose: Whether the tokens of an answer are of interest.
     """
+    if receipt is not None and receipt.reason == KEY_REASON:
+        await screen.after_key()
+    await screen.end_answer()
     if isinstance(terminal, ExecutionError):
         again = "; the same message may succeed later" if terminal.retryable else ""
         await screen.note(f"failed: {terminal.code}: {terminal.error}{again}", BAD)

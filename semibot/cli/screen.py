@@ -68,7 +68,7 @@ class Screen:
             self._was_noted = False
 
     async def end_answer(self) -> None:
-        """End the answer's last line."""
+        """End the answer's last line, or a thought's."""
         await self._end_note()
         if self._is_mid_answer:
             await self._out.write("\n")

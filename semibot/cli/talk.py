@@ -91,22 +91,29 @@ async def _open(options: ChatOptions, ports: Ports, interrupts: Interrupts) -> i
         payload=runtime.payload,
         ports=ports,
     ) as session:
-        conversation = _Conversation(options, session, Screen(ports), keyboard, interrupts)
+        dialogue = Dialogue(options, session, Screen(ports), keyboard, interrupts)
         if message is not None:
-            return await conversation.ask_once(message)
-        return await conversation.ask_on(runtime)
+            if options.is_verbose:
+                await dialogue.introduce(runtime)
+            return await dialogue.ask_once(message)
+        return await dialogue.ask_on(runtime)
 
 
 @final
 @attrs.frozen
-class _Conversation:
+class Dialogue:
     """One open session and the person in front of it."""
 
     options: ChatOptions
+    """What they asked for."""
     session: Session
+    """Who answers."""
     screen: Screen
+    """What they see."""
     keyboard: Keyboard
+    """What they type."""
     interrupts: Interrupts
+    """What their Ctrl-C means."""
 
     async def ask_once(self, message: str) -> int:
         """Ask *message* and return the exit code that its outcome means."""
@@ -121,7 +128,10 @@ class _Conversation:
 
     async def ask_on(self, runtime: Runtime) -> int:
         """Ask what the user types, until they leave."""
-        await self._introduce(runtime)
+        await self.introduce(runtime)
+        await self.screen.note(
+            "/help says more, Ctrl-D leaves; --session with the id above continues later", DIM
+        )
         while self.interrupts.exit_code is None:
             await self.screen.prompt()
             line: str | None = None
@@ -130,7 +140,8 @@ class _Conversation:
             if scope.cancelled_caught:
                 self.keyboard.forget()
                 await self.screen.after_key()
-                await self.screen.note("Ctrl-C once more leaves, and so does Ctrl-D.", DIM)
+                if self.interrupts.exit_code is None:
+                    await self.screen.note("Ctrl-C once more leaves, and so does Ctrl-D.", DIM)
             elif line is None:
                 await self.screen.after_key()
                 break
@@ -142,12 +153,13 @@ class _Conversation:
                 await self._ask(line, is_interactive=True)
         return exits.COMPLETED
 
-    async def _introduce(self, runtime: Runtime) -> None:
-        grants = ", ".join(self.options.grants) or "none"
+    async def introduce(self, runtime: Runtime) -> None:
+        """Say who is talking, where, and what the agent may do."""
+        options, session = self.options, self.session
+        grants = ", ".join(options.grants) or "none"
         await self.screen.note(
-            f"runtime {self.options.runtime}, model {runtime.model}, "
-            f"workspace {self.session.workspace}, session {self.session.id}, grants {grants}\n"
-            f"--session {self.session.id} continues this conversation; /help shows more",
+            f"{options.runtime} with {runtime.model} in {session.workspace}, "
+            f"session {session.id}, grants: {grants}",
             DIM,
         )
 
@@ -156,8 +168,6 @@ class _Conversation:
         async with self.session.run(message) as run:
             with self.interrupts.during(run, is_interactive=is_interactive):
                 terminal = await self._show(run, after)
-                if run.receipt is not None and run.receipt.reason == "user_cancelled":
-                    await self.screen.after_key()
                 await show_end(
                     self.screen, terminal, run.receipt, is_verbose=self.options.is_verbose
                 )

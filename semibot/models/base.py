@@ -1,6 +1,6 @@
 """What a language model is to semibot: a scope that answers requests with streams.
 
-A provider is one file that implements :class:`Model` and a factory for it. Foreign
+A provider is a file or folder with a :class:`Model` and a factory for it. Foreign
 exceptions stop there: a model raises :exc:`~semibot.errors.ModelError`,
 :exc:`~semibot.errors.ModelNotConfigured` and the named
 :exc:`~semibot.errors.DeadlineExceeded`, nothing else. A model makes each request once;

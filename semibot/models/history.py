@@ -201,7 +201,7 @@ def strict_problems(messages: Sequence[Message]) -> list[str]:
                 for call in message.tool_calls:
                     problems.extend(f"{where}: {text}" for text in _call_problems(call, seen_ids))
                     seen_ids.add(call.id)
-            case "tool":
+            case _:
                 if not open_calls:
                     problems.append(f"{where} answers no call")
                 elif (due := open_calls.popleft()) != message.tool_call_id:

@@ -1,6 +1,6 @@
 """Choose a model by what people write: ``openai:gpt-5``, ``demo``, or nothing at all.
 
-A second provider is one new file and one line in :data:`PROVIDERS`.
+Another provider is one new file or folder, and one line in :data:`PROVIDERS`.
 """
 
 from __future__ import annotations

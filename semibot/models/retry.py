@@ -14,14 +14,14 @@ from contextlib import AbstractContextManager
 from typing import Final, Protocol
 
 import attrs
-import structlog
 import trio
 
 from semibot.errors import DeadlineExceeded, ModelError
+from semibot.logs import get_logger
 from semibot.models.base import Delta, Model, ModelRequest, Reply, TextDelta
 from semibot.wire.receipts import ActivityKind
 
-log = structlog.get_logger(__name__)
+log = get_logger(__name__)
 
 MAX_ATTEMPTS: Final = 3
 """How often one request is made at most."""

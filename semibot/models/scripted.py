@@ -224,7 +224,7 @@ def _steps(turn: Turn, request: ModelRequest) -> deque[_Step]:
             message = Message(role="assistant", content=turn.text, tool_calls=turn.requests)
             reply = Reply(message=message, usage=_usage(turn, request), finish_reason="tool_calls")
             return deque([*said, _Step(turn.delay, reply)])
-        case Say():
+        case _:
             thought = [_Step(turn.delay, ReasoningDelta(text=turn.reasoning))]
             reply = Reply(
                 message=Message(role="assistant", content=turn.text),

@@ -12,20 +12,20 @@ import contextvars
 import sys
 import threading
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from pathlib import PurePath
 from types import FrameType
 from typing import Final, final
 
 import attrs
-import structlog
 import trio
 
 from semibot.lifetimes import open_services
+from semibot.logs import get_logger
 from semibot.ports import Ports
 
-log = structlog.get_logger(__name__)
+log = get_logger(__name__)
 
 INTERVAL: Final = 0.25
 """Seconds between two beats of the loop."""
@@ -71,9 +71,7 @@ class Watchdog:
             seen, self._seen = self._seen, None
             if seen is not None and stood_still >= THRESHOLD / 2:
                 self._report(
-                    LoopBlock(
-                        seconds=round(stood_still, 3), where=seen.where, stack=seen.stack
-                    )
+                    LoopBlock(seconds=round(stood_still, 3), where=seen.where, stack=seen.stack)
                 )
             self._beats.unpark_all()
 
@@ -145,7 +143,7 @@ _enclosing: contextvars.ContextVar[Watchdog] = contextvars.ContextVar("semibot_w
 
 
 @asynccontextmanager
-async def open_watchdog(ports: Ports) -> AsyncIterator[Watchdog]:
+async def open_watchdog(ports: Ports) -> AsyncGenerator[Watchdog]:
     """Watch the event loop while the body runs; joins a watchdog that is open already.
 
     Exit tells the thread to stop and waits for it, at most two intervals. Nothing is

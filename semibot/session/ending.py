@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal, TypeAlias
+from typing import Literal, TypeAlias, cast
 
 import attrs
 
@@ -148,7 +148,8 @@ def _failure(error: Exception | None) -> Failed:
 def type_names(error: BaseException) -> str:
     """Return the type of *error*, or of every leaf of a group; never its text."""
     if isinstance(error, BaseExceptionGroup):
-        return ", ".join(type_names(child) for child in error.exceptions)
+        children = cast("tuple[BaseException, ...]", error.exceptions)
+        return ", ".join(type_names(child) for child in children)
     return type(error).__name__
 
 

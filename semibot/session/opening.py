@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import cast, final
@@ -39,7 +39,7 @@ async def open_session(
     record: Recorder | None = None,
     deadlines: Deadlines | None = None,
     ports: Ports | None = None,
-) -> AsyncIterator[Session]:
+) -> AsyncGenerator[Session]:
     """Open a session, and close it with everything that it started.
 
     On exit the run under way is interrupted, the adapter's scope is left, and the
@@ -118,13 +118,13 @@ async def open_session(
 @asynccontextmanager
 async def _open_workspace(
     workspace: str | Path | None, ports: Ports, bounds: Deadlines
-) -> AsyncIterator[Path]:
+) -> AsyncGenerator[Path]:
     if workspace is not None:
         yield await ports.threads.run_sync(_existing_directory, Path(workspace), limiter="files")
         return
     directory = await ports.threads.run_sync(_temporary_directory, limiter="files")
     try:
-        yield Path(directory.name).resolve()
+        yield Path(directory.name)
     finally:
         with grace("session.save", bounds.session_save):
             await ports.threads.run_sync(directory.cleanup, limiter="files")
@@ -141,13 +141,14 @@ def _existing_directory(path: Path) -> Path:
 
 
 def _temporary_directory() -> tempfile.TemporaryDirectory[str]:
-    return tempfile.TemporaryDirectory(prefix="semibot-", ignore_cleanup_errors=True)
+    base = Path(tempfile.gettempdir()).resolve()  # where it is a link, as on macOS
+    return tempfile.TemporaryDirectory(prefix="semibot-", dir=base, ignore_cleanup_errors=True)
 
 
 @asynccontextmanager
 async def _open_directory(
     root: Path, session_id: str, ports: Ports, bounds: Deadlines
-) -> AsyncIterator[SessionState]:
+) -> AsyncGenerator[SessionState]:
     manager = open_state(root, session_id)
     state = await ports.threads.run_sync(manager.__enter__, limiter="files")
     try:

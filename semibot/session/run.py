@@ -18,10 +18,10 @@ from collections.abc import Awaitable, Callable
 from typing import Final, Self, final
 
 import attrs
-import structlog
 import trio
 
 from semibot.errors import SemibotError, UsageError
+from semibot.logs import get_logger
 from semibot.tools.ledger import Activity, Ledger
 from semibot.wire.chat import Message
 from semibot.wire.codec import JsonObject
@@ -41,7 +41,7 @@ from semibot.wire.receipts import ActivityRecord, Outcome, Receipt
 from .ending import Completed, Failed, Stop, StopOutcome, decide_ending
 from .journal import Cursor, Journal
 
-log = structlog.get_logger(__name__)
+log = get_logger(__name__)
 
 MAX_CHUNK: Final = 64 * 1024
 """Most characters of one text chunk; longer ones are cut into several."""
@@ -83,7 +83,7 @@ class Run:
     """The conversation so far as the caller knows it; None uses the session's own."""
     expires_at: float = attrs.field(repr=False)
     """Trio's clock when the caller's budget is spent."""
-    _journal: Journal = attrs.field(repr=False)
+    _journal: Journal = attrs.field(alias="journal", repr=False)
     _ledger: Ledger = attrs.field(factory=Ledger, init=False, repr=False)
     _scope: trio.CancelScope = attrs.field(factory=trio.CancelScope, init=False, repr=False)
     _begun: trio.Event = attrs.field(factory=trio.Event, init=False, repr=False)
@@ -96,7 +96,7 @@ class Run:
     _under_way: tuple[Activity, ...] = attrs.field(default=(), init=False, repr=False)
     _said: Completed | Failed | None = attrs.field(default=None, init=False, repr=False)
     _raised: Exception | None = attrs.field(default=None, init=False, repr=False)
-    _text: list[str] = attrs.field(factory=list, init=False, repr=False)
+    _text: list[str] = attrs.field(factory=list[str], init=False, repr=False)
     _usage: Usage = attrs.field(factory=Usage, init=False, repr=False)
     _outcome: Outcome | None = attrs.field(default=None, init=False)
     _receipt: Receipt | None = attrs.field(default=None, init=False, repr=False)
@@ -240,7 +240,7 @@ class Run:
             if self._stop is not None or self._said is not None:
                 log.warning("adapter failed after the run's end was decided", error=repr(exc))
             else:
-                log.error("adapter failed", exc_info=exc)
+                log.exception("adapter failed")
         finally:
             self._handled.set()
             self._settling.set()

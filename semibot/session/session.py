@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter, deque
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncGenerator, Callable, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Final, Literal, TypeAlias, final
@@ -31,6 +31,7 @@ from semibot.errors import (
     UsageError,
 )
 from semibot.lifetimes import deadline, grace
+from semibot.logs import get_logger
 from semibot.observe.watchdog import LoopBlock, Watchdog
 from semibot.ports import Ports
 from semibot.wire.chat import Message
@@ -44,7 +45,7 @@ from .ending import type_names
 from .journal import Cursor, Journal
 from .run import ActiveRun, Run
 
-log = structlog.get_logger(__name__)
+log = get_logger(__name__)
 
 BusyPolicy: TypeAlias = Literal["interrupt", "enqueue", "reject"]
 """What a new message does to runs that have not ended (protocol section 6)."""
@@ -176,7 +177,7 @@ class Session:
         metadata: JsonObject | None = None,
         history: tuple[Message, ...] | None = None,
         budget: float = math.inf,
-    ) -> AsyncIterator[Run]:
+    ) -> AsyncGenerator[Run]:
         """Send *message* and hold the run that answers it.
 
         Entering does not wait. Leaving waits until the run has ended: at once if it
@@ -225,7 +226,7 @@ class Session:
             run_id: Which run; None means the oldest that has not ended. An idle session
                 answers ``already``.
         """
-        runs = [*([self._current] if self._current else ()), *self._waiting]
+        runs = self._unfinished()
         if self._last is not None:
             runs.append(self._last)
         for run in runs:
@@ -242,6 +243,11 @@ class Session:
         """
         self._patches.append(patch)
 
+    def _unfinished(self) -> list[Run]:
+        """Return the runs without a terminal event, in the order of their turns."""
+        current = [] if self._current is None else [self._current]
+        return [*current, *self._waiting]
+
     def _admit(
         self,
         message: str,
@@ -254,7 +260,7 @@ class Session:
             raise trio.ClosedResourceError("the session is closing")
         if not message.strip():
             raise UsageError("the message is blank")
-        unfinished = [*([self._current] if self._current else ()), *self._waiting]
+        unfinished = self._unfinished()
         waits = sum(not run.is_decided for run in self._waiting)
         if unfinished and (on_busy == "reject" or (on_busy == "enqueue" and waits >= MAX_WAITING)):
             raise SessionBusy(self._id, len(unfinished))
@@ -318,7 +324,7 @@ class Session:
                 snapshot = await self._take_snapshot()
                 await self._conversation.finish(run, active, snapshot, self._journal.next_seq)
             except StoreError as exc:
-                log.error("conversation could not be saved", error=str(exc))
+                log.warning("conversation could not be saved", error=str(exc))
                 save_error = exc
             outcome = run.end(save_error)
             log.info("run ended", outcome=outcome)
@@ -332,7 +338,7 @@ class Session:
             while self._patches:
                 with deadline("session.adapter_start", self._deadlines.session_adapter_start):
                     await adapter.update_config(self._patches.pop(0))
-        except Exception as exc:
+        except Exception as exc:  # noqa: BLE001 - somebody else's code; the run says so
             log.warning("adapter refused a configuration", error=repr(exc))
             run.fail_from_outside(_as_semibot_error(exc))
             return
@@ -345,7 +351,7 @@ class Session:
         try:
             with deadline("session.save", self._deadlines.session_save):
                 return await self._adapter.get_snapshot()
-        except Exception as exc:  # an adapter's fault must not lose the conversation
+        except Exception as exc:  # noqa: BLE001 - its fault must not lose the conversation
             log.warning("adapter gave no snapshot", error=repr(exc))
             return None
 
@@ -370,7 +376,7 @@ class Session:
                             stays.deadline = (
                                 trio.current_time() + self._deadlines.session_adapter_stop
                             )
-                except Exception as exc:
+                except Exception as exc:  # noqa: BLE001 - raised below, outside the nursery
                     failure = exc
                 nursery.cancel_scope.cancel("the adapter was left")
         except ExceptionGroup as group:
@@ -382,9 +388,8 @@ class Session:
             failure = self._overdue()
         if failure is not None and not self._adapter_leaves.is_set():
             known = _as_semibot_error(failure)
-            for run in (self._current, *self._waiting):
-                if run is not None:
-                    run.fail_from_outside(known)
+            for run in self._unfinished():
+                run.fail_from_outside(known)
             raise known
         if failure is not None:
             log.warning("adapter failed while it was left", error=repr(failure))
@@ -399,9 +404,8 @@ class Session:
     async def stop(self) -> None:
         """Interrupt what runs, leave the adapter, end the stream."""
         self._is_closing = True
-        for run in (self._current, *self._waiting):
-            if run is not None:
-                run.request_stop("interrupted", "the session was closed")
+        for run in self._unfinished():
+            run.request_stop("interrupted", "the session was closed")
         while self._current is not None or self._waiting:
             await self._idle.park()
         self._adapter_leaves.set()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import final
 
@@ -29,7 +29,7 @@ def adapter_from(function: Callable[[ActiveRun], Awaitable[None]]) -> AdapterFac
     """
 
     @asynccontextmanager
-    async def open_adapter(_: AdapterContext) -> AsyncIterator[Adapter]:
+    async def open_adapter(_: AdapterContext) -> AsyncGenerator[Adapter]:
         yield FunctionAdapter(function)
 
     return open_adapter

@@ -114,8 +114,7 @@ class HttpPeer:
         Raises:
             trio.BrokenResourceError: If the peer is gone.
         """
-        if data:
-            await self._stream.send_all(data)
+        await self._stream.send_all(data)
 
     async def cut(self, *, is_reset: bool) -> None:
         """Close the connection now.
@@ -182,7 +181,7 @@ async def open_http_peer(
                 yield HttpPeer(connection, stream, receiver)
         finally:
             nursery.cancel_scope.cancel()
-            await trio.aclose_forcefully(stream)
+            stream.socket.close()  # without a checkpoint, which would swallow the body's error
 
 
 async def _keep_reading(

@@ -89,6 +89,19 @@ class ModelServer:
     """Every connection so far."""
     problems: list[str] = attrs.field(factory=list[str], init=False)
     """Everything that a strict provider would have refused."""
+    _has_news: trio.Event = attrs.field(factory=trio.Event, init=False)
+
+    async def wait_requests(self, count: int) -> None:
+        """Wait until *count* requests have come in since the server was opened."""
+        while len(self.requests) < count:
+            await self._has_news.wait()
+
+    def record(self, request: RecordedRequest, problems: Sequence[str]) -> None:
+        """Note a request; the server does this itself."""
+        self.requests.append(request)
+        self.problems.extend(problems)
+        self._has_news.set()
+        self._has_news = trio.Event()
 
 
 @asynccontextmanager
@@ -163,8 +176,7 @@ async def _respond(
     if urlsplit(request.path).path != COMPLETIONS_PATH:  # a proxy gets the whole address
         return await _refuse(peer, Refusal(status=404, error={"type": "not_found"}))
     recorded, problems = _read(request, peer.connection)
-    server.requests.append(recorded)
-    server.problems.extend(problems)
+    server.record(recorded, problems)
     if problems and is_strict:
         return await _refuse(peer, _bad_request(problems))
     behaviour = choose(recorded)
@@ -253,11 +265,10 @@ def _read(request: HttpRequest, connection: Connection) -> tuple[RecordedRequest
 
 
 def _message(item: JsonObject) -> Message:
-    content = item.get("content")
     call_id = item.get("tool_call_id")
     return Message(
         role=_role(item.get("role")),
-        content=content if isinstance(content, str) else "",
+        content=_text(item.get("content")),
         tool_calls=tuple(_call(call) for call in _objects(item.get("tool_calls"))),
         tool_call_id=call_id if isinstance(call_id, str) else None,
     )
@@ -271,10 +282,14 @@ def _role(role: JsonValue) -> Role:
 def _call(call: JsonObject) -> ToolCallRequest:
     function = _object(call.get("function"))
     return ToolCallRequest(
-        id=str(call.get("id")),
-        name=str(function.get("name")),
-        arguments=str(function.get("arguments")),
+        id=_text(call.get("id")),
+        name=_text(function.get("name")),
+        arguments=_text(function.get("arguments")),
     )
+
+
+def _text(value: JsonValue) -> str:
+    return value if isinstance(value, str) else ""
 
 
 def _object(value: JsonValue) -> JsonObject:
@@ -348,7 +363,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     try:
         trio.run(_run, options.port, options.delay)
-    except KeyboardInterrupt:
+    except* KeyboardInterrupt:  # it may come out of any task, and then in a group
         sys.stderr.write("stopped\n")
 
 

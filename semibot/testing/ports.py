@@ -86,8 +86,8 @@ def simulated_ports(seed: int = 0, environment: Mapping[str, str] | None = None)
     """
     return Ports(
         wall_clock=SimulatedWallClock(),
-        random=random.Random(f"jitter {seed}"),
-        ids=SeededIds(random.Random(f"ids {seed}")),
+        random=random.Random(f"jitter {seed}"),  # noqa: S311 - reproducible on purpose
+        ids=SeededIds(random.Random(f"ids {seed}")),  # noqa: S311 - reproducible on purpose
         threads=InlineThreads(),
         spawn=refuse_to_spawn,
         environment=MappingProxyType(dict(environment or {})),

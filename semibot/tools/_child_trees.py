@@ -17,17 +17,17 @@ from pathlib import Path
 from typing import Final, Literal, Protocol, Self, TypeAlias, final
 
 import attrs
-import structlog
 import trio
 
 from semibot.config import Deadlines
 from semibot.errors import ChildStartFailed
 from semibot.lifetimes import grace
+from semibot.logs import get_logger
 from semibot.ports import ByteReceiver, ByteSender, Ports, Process
 from semibot.tools import guard
 from semibot.tools._child_output import Tail, empty
 
-log = structlog.get_logger(__name__)
+log = get_logger(__name__)
 
 Tier: TypeAlias = Literal["guard", "group"]
 """How the tree of a child is reached."""
@@ -150,11 +150,11 @@ class ChildTree(Protocol):
         ...
 
     def terminate(self) -> None:
-        """Send SIGTERM to the tree; no error if it is gone."""
+        """Send SIGTERM to the tree. Not to be called once it is gone."""
         ...
 
     def kill(self) -> None:
-        """Send SIGKILL to the tree; no error if it is gone."""
+        """Send SIGKILL to the tree. Not to be called once it is gone."""
         ...
 
     async def aclose(self) -> None:
@@ -206,21 +206,20 @@ class GroupTree:
     async def wait(self) -> None:
         """Wait for the child, then kill what it left in its group."""
         return_code = await self._process.wait()
-        # The child is reaped, but as long as its group has members nobody else gets its number.
+        # The number of the group is taken as long as the group has members. If it has none, it
+        # is free since a moment ago, and numbers go round before they are used again.
         self._process.signal_group(signal.SIGKILL)
         self.status = ExitStatus.from_return_code(return_code)
         self.is_gone = True
 
     def terminate(self) -> None:
         """Signal the group."""
-        if not self.is_gone:
-            self._process.signal_group(signal.SIGTERM)
-            self._process.signal_group(signal.SIGCONT)  # a stopped process can only then obey
+        self._process.signal_group(signal.SIGTERM)
+        self._process.signal_group(signal.SIGCONT)  # a stopped process can only then obey
 
     def kill(self) -> None:
         """Kill the group."""
-        if not self.is_gone:
-            self._process.signal_group(signal.SIGKILL)
+        self._process.signal_group(signal.SIGKILL)
 
     async def aclose(self) -> None:
         """Close the three pipes."""
@@ -310,8 +309,8 @@ class GuardTree:
     async def wait(self) -> None:
         """Wait for the guard, which ends after everything else."""
         while (report := await self._read_report()) is not None:
-            if report[0] == "exited":
-                self.status = ExitStatus.from_return_code(int(report[1]))
+            _, return_code = report  # that of the child; nothing else is reported any more
+            self.status = ExitStatus.from_return_code(int(return_code))
         if await self._guard.wait() != 0:
             # Somebody killed the guard. The child got SIGKILL from the kernel at that moment;
             # its group is all of the tree that can still be named.

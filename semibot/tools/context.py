@@ -80,14 +80,10 @@ class ToolContext:
         try:
             now = trio.current_time()
         except RuntimeError:  # in a worker thread
-            now = trio.from_thread.run_sync(  # pyright: ignore[reportUnknownMemberType]  # untyped in trio
-                trio.current_time
-            )
+            now = trio.from_thread.run_sync(trio.current_time)
         return max(0.0, self._ends_at - now)
 
-    async def run_blocking(
-        self, fn: Callable[[*Ts], T], *args: *Ts, limiter: str = "files"
-    ) -> T:
+    async def run_blocking(self, fn: Callable[[*Ts], T], *args: *Ts, limiter: str = "files") -> T:
         """Run a blocking function in a worker thread.
 
         A cancellation leaves the thread behind; it then stays in the ledger until it

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import traceback
+from pathlib import PurePath
 from typing import Final, cast
 
 import attrs
-import structlog
 import trio
 
 from semibot.errors import SemibotError
+from semibot.logs import get_logger
 from semibot.wire.codec import JsonValue
 
 from .calls import CallOutcome, CallRequest, CallResult, CreatedFile
@@ -16,9 +18,10 @@ from .paths import ConfinedDirectory
 from .results import shorten_error
 from .threads import BlockingCall
 
-log = structlog.get_logger(__name__)
+log = get_logger(__name__)
 
 _MAX_FILES: Final = 100
+_MAX_FRAMES: Final = 5
 
 
 @attrs.frozen
@@ -85,8 +88,9 @@ def say(exc: Exception, name: str, call_id: str) -> str:
     """
     if isinstance(exc, SemibotError):
         return str(exc)
-    log.warning("tool raised", tool=name, call_id=call_id, exc_info=exc)
     leaves = _leaves(exc)
+    kind = type(leaves[0]).__name__
+    log.warning("tool raised", tool=name, call_id=call_id, kind=kind, where=_where(leaves[0]))
     if leaves != [exc]:
         kinds = ", ".join(type(leaf).__name__ for leaf in leaves)
         return f"{name} failed in several ways: {kinds}"
@@ -96,6 +100,15 @@ def say(exc: Exception, name: str, call_id: str) -> str:
 def is_cancellation(exc: BaseException) -> bool:
     """Return whether *exc* is a cancellation, or a group with one in it."""
     return any(isinstance(leaf, trio.Cancelled) for leaf in _leaves(exc))
+
+
+def _where(exc: BaseException) -> str:
+    """Return the innermost places, without the values in them: those may be secrets."""
+    frames = list(traceback.walk_tb(exc.__traceback__))[-_MAX_FRAMES:]
+    return " > ".join(
+        f"{PurePath(frame.f_code.co_filename).name}:{line} {frame.f_code.co_name}"
+        for frame, line in frames
+    )
 
 
 def _text_of(exc: Exception) -> str:
@@ -112,9 +125,7 @@ def _leaves(exc: BaseException) -> list[BaseException]:
     return [leaf for each in group.exceptions for leaf in _leaves(each)]
 
 
-def describe_files(
-    files: ConfinedDirectory, paths: tuple[str, ...]
-) -> tuple[CreatedFile, ...]:
+def describe_files(files: ConfinedDirectory, paths: tuple[str, ...]) -> tuple[CreatedFile, ...]:
     """Return the facts about the files that a tool has reported; blocks.
 
     Args:

@@ -24,7 +24,6 @@ from collections.abc import Awaitable, Callable, Iterable
 from typing import final
 
 import attrs
-import structlog
 import trio
 
 from semibot.config import Deadlines
@@ -35,6 +34,7 @@ from semibot.errors import (
     UsageError,
 )
 from semibot.lifetimes import deadline, grace
+from semibot.logs import get_logger
 from semibot.ports import Ports
 from semibot.wire.chat import ToolSpec
 
@@ -65,7 +65,7 @@ from .schema import Bound, parse_arguments
 from .threads import BlockingCall, Workers
 from .tool import Body, Tool
 
-log = structlog.get_logger(__name__)
+log = get_logger(__name__)
 
 
 @attrs.frozen(kw_only=True)
@@ -228,17 +228,17 @@ class Gate:
         with grace("session.save", self._deadlines.session_save):
             try:
                 await self._recorder(entry)
-            except Exception:  # what the tool did stays true without the record
-                log.exception("end of a tool call not recorded", call_id=entry.call_id)
+            except Exception as exc:  # noqa: BLE001 - what the tool did stays true unrecorded
+                log.warning("end of a tool call not recorded", error=repr(exc))
         return duration
 
     async def _carry_out(self, call: _Call, activity: Activity) -> Ending:
         try:
             with deadline("session.save", self._deadlines.session_save):
                 await self._recorder(call.decision)
-        except Exception:  # whatever it is: what is not on record does not run
+        except Exception as exc:  # noqa: BLE001 - what is not on record does not run
             await trio.lowlevel.checkpoint_if_cancelled()
-            log.exception("decision not recorded", call_id=call.request.id)
+            log.warning("decision not recorded", tool=call.tool.name, error=repr(exc))
             return failed(f"{call.tool.name} was not run: its decision could not be recorded")
         if call.decision.action == "deny":
             reason = call.decision.reason
@@ -279,7 +279,7 @@ class Gate:
         except DeadlineExceeded:
             return timed_out(call.tool.name, call.seconds, thread)
         except ExceptionGroup as group:  # other failures came out together with the timeout
-            log.warning("tool failed while it was timed out", tool=call.tool.name, exc_info=group)
+            say(group, call.tool.name, call.request.id)
             return timed_out(call.tool.name, call.seconds, thread)
         finally:
             if thread is not None:
@@ -303,14 +303,8 @@ class Gate:
             arguments[body.parameters.context_name] = context
         function = functools.partial(body.function, **arguments)
         if thread is not None:
-            value = await self._workers.run(thread, "tools", function)
-        else:
-            pending = function()
-            value = await pending if inspect.isawaitable(pending) else pending
-        if inspect.iscoroutine(value):
-            value.close()
-            raise ToolError("the tool returned a coroutine; its function must be an async def")
-        return value
+            return await self._workers.run(thread, "tools", _call_sync, function)
+        return await _call_async(function)
 
     def _keeper(self, call: _Call) -> Callable[[str], Awaitable[str]] | None:
         keep_result = self._keep_result
@@ -322,6 +316,22 @@ class Gate:
                 return await keep_result(call.request.id, text)
 
         return keep
+
+
+def _call_sync(function: Callable[[], object]) -> object:
+    return _settled(function())
+
+
+async def _call_async(function: Callable[[], object]) -> object:
+    pending = function()
+    return _settled(await pending if inspect.isawaitable(pending) else pending)
+
+
+def _settled(value: object) -> object:
+    if inspect.iscoroutine(value):
+        value.close()
+        raise ToolError("the tool returned a coroutine; its function must be an async def")
+    return value
 
 
 def _body(tool: Tool) -> Body:

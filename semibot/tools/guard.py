@@ -84,9 +84,9 @@ def _read_order(control: int) -> _Order | None:
         data += chunk
 
 
-def _descendants() -> list[int]:
-    """Return every living or dead process below this one, as far as one look at /proc shows."""
-    children: dict[int, list[int]] = {}
+def _descendants() -> list[tuple[int, int]]:
+    """Return process and group of all below this one, as far as one look at /proc shows."""
+    children: dict[int, list[tuple[int, int]]] = {}
     for entry in os.listdir("/proc"):  # noqa: PTH208 - pathlib is slow to import
         if entry.isdigit():
             try:
@@ -94,21 +94,28 @@ def _descendants() -> list[int]:
                     stat = file.read()
             except OSError:
                 continue  # it has ended since the listing
-            # The name, in parentheses, may hold anything; state and parent follow it.
-            parent = int(stat[stat.rindex(b")") + 1 :].split(None, 2)[1])
-            children.setdefault(parent, []).append(int(entry))
-    found: list[int] = []
-    generation = [os.getpid()]
+            # The name, in parentheses, may hold anything; state, parent and group follow it.
+            _, parent, group, *_ = stat[stat.rindex(b")") + 1 :].split(None, 3)
+            children.setdefault(int(parent), []).append((int(entry), int(group)))
+    found: list[tuple[int, int]] = []
+    generation = children.get(os.getpid(), [])
     while generation:
-        generation = [child for pid in generation for child in children.get(pid, [])]
         found += generation
+        generation = [below for pid, _ in generation for below in children.get(pid, [])]
     return found
 
 
 def _signal_tree(signum: int) -> None:
-    for pid in _descendants():
+    """Signal all descendants, by group: a group cannot outrun a signal by forking.
+
+    All members of these groups are descendants, because the child has made itself a session
+    and groups do not reach across sessions. In our own group is only a child that was
+    forked just now and has not got that far.
+    """
+    own = os.getpgrp()
+    for target in {pid if group == own else -group for pid, group in _descendants()}:
         try:
-            os.kill(pid, signum)
+            os.kill(target, signum)
         except OSError:
             continue  # gone by itself, or it changed its user and is beyond us
 
@@ -173,13 +180,11 @@ class _Guard:
                 self._poll.register(fd, select.POLLIN)
         self._start(order)
         pause = _FIRST_PAUSE
-        while True:
+        while self._reap():
             if self._is_killing:
                 # Once is not enough: what was forked since the look at /proc is still to come.
                 _signal_tree(signal.SIGKILL)
                 pause = min(pause * 2, _LONGEST_PAUSE)
-            if not self._reap():
-                return
             for fd, _ in self._poll.poll(pause * 1000 if self._is_killing else None):
                 self._handle(fd)
 
@@ -261,6 +266,7 @@ class _Guard:
                 return True
             if pid == self._child:
                 self._report_start()
+                self._child = 0  # from now on the number may be another's
                 _say(self._status, f"exited {os.waitstatus_to_exitcode(status)}")
                 # The program is over, and what it left running with it; unless the tree was
                 # asked to end by itself, which the owner gives it some time for.

@@ -120,9 +120,7 @@ Matcher: TypeAlias = Equals | UnderPath | ArgvPrefix
 # --- grants ---------------------------------------------------------------------------
 
 
-def _check_expiry(
-    _: object, __: attrs.Attribute[datetime | None], value: datetime | None
-) -> None:
+def _check_expiry(_: object, __: attrs.Attribute[datetime | None], value: datetime | None) -> None:
     if value is not None and value.utcoffset() is None:
         raise UsageError("the expiry of a grant needs a time zone")
 

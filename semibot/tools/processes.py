@@ -23,12 +23,12 @@ from pathlib import Path, PurePath
 from typing import Final, Self, final
 
 import attrs
-import structlog
 import trio
 
 from semibot.config import Deadlines
 from semibot.errors import ChildError, RemoteProtocolError
 from semibot.lifetimes import deadline, grace, open_services
+from semibot.logs import get_logger
 from semibot.ports import Ports
 from semibot.tools._child_output import Head, Tail, empty
 from semibot.tools._child_trees import ChildTree, Command, start_tree
@@ -37,7 +37,7 @@ from semibot.tools._child_trees import Tier as Tier
 from semibot.tools.ledger import Activity, Ledger
 from semibot.wire.jsonl import MAX_LINE_BYTES, LineFramer
 
-log = structlog.get_logger(__name__)
+log = get_logger(__name__)
 
 STDERR_TAIL_BYTES: Final = 64 * 1024
 """How much of a child's stderr is kept."""
@@ -152,7 +152,8 @@ class Child:
 
     def kill(self) -> None:
         """Send SIGKILL to the child and everything it started, without waiting."""
-        self._tree.kill()
+        if not self._tree.is_gone:
+            self._tree.kill()
 
     async def stop(self, farewell: bytes | None = None) -> ExitStatus:
         """End the child and everything it started; does nothing if that has happened.

@@ -13,9 +13,9 @@ from collections.abc import Awaitable, Callable, Iterator, Mapping
 from typing import Final, TypeAlias, cast
 
 import attrs
-import structlog
 
 from semibot.errors import ToolError
+from semibot.logs import get_logger
 from semibot.wire.codec import MAX_DEPTH, JsonValue
 
 from .context import ToolContext
@@ -34,7 +34,7 @@ _NOTE: Final = 400
 Keep: TypeAlias = Callable[[str], Awaitable[str]]
 """Stores a long text and returns its path below the workspace."""
 
-log = structlog.get_logger(__name__)
+log = get_logger(__name__)
 
 
 @attrs.frozen
@@ -129,8 +129,8 @@ async def _fit_content(text: str, keep: Keep | None) -> str:
 async def _try_keep(text: str, keep: Keep) -> str | None:
     try:
         return await keep(text)
-    except Exception as exc:  # the call has worked; a full disk does not change that
-        log.warning("large result not kept", exc_info=exc)
+    except Exception as exc:  # noqa: BLE001 - the call has worked; a full disk changes nothing
+        log.warning("large result not kept", error=repr(exc))
         return None
 
 

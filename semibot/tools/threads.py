@@ -79,9 +79,7 @@ class Workers:
         self._abandoned[limiter] = still_open
         return len(still_open)
 
-    async def run(
-        self, call: BlockingCall, limiter: str, fn: Callable[[*Ts], T], *args: *Ts
-    ) -> T:
+    async def run(self, call: BlockingCall, limiter: str, fn: Callable[[*Ts], T], *args: *Ts) -> T:
         """Run ``fn(*args)`` in a thread; a cancellation leaves it behind.
 
         Args:

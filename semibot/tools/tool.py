@@ -76,9 +76,7 @@ class Tool:
     @property
     def spec(self) -> ToolSpec:
         """What a model is told."""
-        return ToolSpec(
-            name=self.name, description=self.description, parameters=self.parameters
-        )
+        return ToolSpec(name=self.name, description=self.description, parameters=self.parameters)
 
     def __call__(self, *args: object, **arguments: object) -> NoReturn:
         """Refuse: only the gate runs tools.

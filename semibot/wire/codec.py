@@ -65,12 +65,21 @@ def dump_json(value: JsonValue) -> str:
         LocalProtocolError: If JSON cannot say it.
     """
     try:
-        text = json.dumps(value, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
+        text = json.dumps(
+            value, ensure_ascii=False, separators=(",", ":"), allow_nan=False, default=_as_plain
+        )
         text.encode()  # a lone surrogate is valid in a str and nowhere else
     except (TypeError, ValueError, RecursionError) as exc:
         message = f"this value cannot be sent as JSON: {type(exc).__name__}"
         raise LocalProtocolError(message) from exc
     return text
+
+
+def _as_plain(value: object) -> dict[object, object]:
+    """Return a mapping of any class, such as a read-only one, as one that ``json`` knows."""
+    if isinstance(value, Mapping):
+        return dict(typing.cast("Mapping[object, object]", value))
+    raise TypeError(type(value).__name__)
 
 
 def load_json(data: str | bytes | bytearray) -> JsonValue:
@@ -81,12 +90,16 @@ def load_json(data: str | bytes | bytearray) -> JsonValue:
 
     Raises:
         RemoteProtocolError: If it is not strict JSON, is nested deeper than
-            :data:`MAX_DEPTH`, repeats a key, or contains a lone surrogate.
+            :data:`MAX_DEPTH`, repeats a key, or contains a lone surrogate or a number that
+            is too large to be said again.
     """
     try:
         text = data if isinstance(data, str) else bytes(data).decode("utf-8", "strict")
         value: JsonValue = json.loads(
-            text, parse_constant=_refuse_constant, object_pairs_hook=_unique_pairs
+            text,
+            parse_constant=_refuse_constant,
+            parse_float=_finite,
+            object_pairs_hook=_unique_pairs,
         )
         text.encode()
         if _SURROGATE_ESCAPE.search(text):
@@ -112,6 +125,14 @@ _SURROGATE_ESCAPE: Final = re.compile(r"\\u[dD][89a-fA-F]")
 def _refuse_constant(name: str) -> NoReturn:
     message = f"{name} is not JSON"
     raise _Mismatch(message)
+
+
+def _finite(text: str) -> float:
+    number = float(text)
+    if math.isinf(number):
+        message = "a number is too large"
+        raise _Mismatch(message)
+    return number
 
 
 def _unique_pairs(pairs: list[tuple[str, JsonValue]]) -> dict[str, JsonValue]:

@@ -6,15 +6,15 @@ from pathlib import Path
 from typing import Final, Literal, TypeAlias, final
 
 import attrs
-import structlog
 
 from semibot.errors import RemoteProtocolError
+from semibot.logs import get_logger
 from semibot.wire.chat import Message
 from semibot.wire.codec import JsonObject, dump_json, load_json, structure, unstructure
 
 from .files import sync_directory, write_atomically
 
-log = structlog.get_logger(__name__)
+log = get_logger(__name__)
 
 KEPT: Final = 10
 """How many checkpoints are kept."""

@@ -5,16 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Final, final
 
-import structlog
-
 from semibot.errors import RequestFailed
+from semibot.logs import get_logger
 from semibot.ports import Threads
 from semibot.wire.codec import JsonObject, JsonValue
 
 from .memory import ShortTermMemory
 from .skills import CURRENT_VERSION, Skill, read_package
 
-log = structlog.get_logger(__name__)
+log = get_logger(__name__)
 
 DEFAULT_TOP_K: Final = 5
 """How many memories are returned if nobody says."""

@@ -31,12 +31,12 @@ from pathlib import Path
 from typing import Final, Protocol
 
 import attrs
-import structlog
 
 from semibot.errors import RemoteProtocolError
+from semibot.logs import get_logger
 from semibot.wire.codec import JsonObject, JsonValue, load_json
 
-log = structlog.get_logger(__name__)
+log = get_logger(__name__)
 
 MAX_SKILLS: Final = 256
 """Most skills that are read from one directory."""

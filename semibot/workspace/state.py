@@ -20,7 +20,7 @@ import contextlib
 import fcntl
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Final, final
@@ -145,7 +145,7 @@ class SessionState:
 
 
 @contextmanager
-def open_state(workspace: Path, session_id: str) -> Iterator[SessionState]:
+def open_state(workspace: Path, session_id: str) -> Generator[SessionState]:
     """Take a session's directory for this process, and read what is in it.
 
     Args:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Final
 
 import attrs
+import pytest
 import trio
 
 from semibot.adapters import BridgeAgent
@@ -58,7 +59,8 @@ class Seen:
 
     def heard(self, kind: str) -> list[JsonObject]:
         """Return the lines of one type that scripted bridges have read here."""
-        text = (self.workspace / "heard.jsonl").read_text("utf-8")
+        path = self.workspace / "heard.jsonl"
+        text = path.read_text("utf-8") if path.exists() else ""
         frames = [json.loads(line) for line in text.splitlines()]
         return [frame for frame in frames if frame["type"] == kind]
 
@@ -128,3 +130,9 @@ def is_alive(pid: int) -> bool:
     except ProcessLookupError:
         return False
     return True
+
+
+def logged(caplog: pytest.LogCaptureFixture, event: str) -> list[dict[str, object]]:
+    """Return what was logged under one event name."""
+    records = [getattr(record, "semibot", {}) for record in caplog.records]
+    return [record for record in records if record.get("event") == event]

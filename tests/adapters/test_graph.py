@@ -13,7 +13,16 @@ from trio.testing import MockClock, wait_all_tasks_blocked
 from semibot.adapters.graph import GraphAgent
 from semibot.config import Deadlines
 from semibot.errors import ModelError, UsageError
-from semibot.models import Call, Fail, Hang, Say, Script, scripted_model, strict_problems, tool_request
+from semibot.models import (
+    Call,
+    Fail,
+    Hang,
+    Say,
+    Script,
+    scripted_model,
+    strict_problems,
+    tool_request,
+)
 from semibot.session import Run, Session, open_session
 from semibot.testing import simulated_ports
 from semibot.tools import Tool, tool
@@ -430,7 +439,9 @@ async def test_a_payload_configures_the_agent_and_a_bad_one_is_refused(
         GraphAgent(script),
         workspace=tmp_path,
         ports=simulated_ports(),
-        payload={"agent_config": {"system_prompt": "Be a pirate.", "temperature": 0.1, "max_tokens": 9}},
+        payload={
+            "agent_config": {"system_prompt": "Be a pirate.", "temperature": 0.1, "max_tokens": 9}
+        },
     ) as session:
         await finish(session)
     request = script.requests[0]

@@ -31,7 +31,7 @@ def test_an_event_that_is_cut_off_is_dropped() -> None:
 
 @given(st.lists(st.integers(0, 40), max_size=8))
 def test_it_does_not_matter_where_the_bytes_are_cut(cuts: list[int]) -> None:
-    stream = b"data: {\"a\":1}\r\n\r\nevent: x\ndata: b\n\n: c\n"
+    stream = b'data: {"a":1}\r\n\r\nevent: x\ndata: b\n\n: c\n'
     assert read(stream, *cuts) == read(stream)
 
 

@@ -258,5 +258,3 @@ async def test_nothing_is_read_after_the_reply() -> None:
         source=random.Random(1),
     )
     assert reply is first
-
-

@@ -111,7 +111,7 @@ async def test_tool_calls_come_whole(open_openai: OpenModel) -> None:
 
 
 async def test_calls_without_ids_get_fresh_ones(open_openai: OpenModel) -> None:
-    steps = (ToolPiece("{}", name="a", index=0), ToolPiece("{}", name="b", index=1), Done())
+    steps = (ToolPiece("{}", name="a", index=None), ToolPiece("{}", name="b", index=1), Done())
     async with (
         open_model_server(Answer(steps=steps)) as server,
         open_openai(server.base_url) as model,
@@ -124,13 +124,20 @@ async def test_calls_without_ids_get_fresh_ones(open_openai: OpenModel) -> None:
 @pytest.mark.parametrize(
     ("steps", "usage"),
     [
-        pytest.param((Text("x"), Finish(), Tokens(3, 4)), Usage(tokens_in=3, tokens_out=4), id="no mark"),
+        pytest.param(
+            (Text("x"), Finish(), Tokens(3, 4)), Usage(tokens_in=3, tokens_out=4), id="no mark"
+        ),
         pytest.param((Text("x"), Done()), Usage(), id="no reason"),
         pytest.param((Text("x"), Finish(), Done()), Usage(), id="no usage"),
         pytest.param((Text("x"), Finish()), Usage(), id="only a reason"),
         pytest.param((Text("x"), Finish(), Cut()), Usage(), id="cut after the reason"),
         pytest.param((Text("x"), Finish(), Raw(b"data: {\n\n")), Usage(), id="rubbish after it"),
-        pytest.param((Text("x"), Done(), Raw(b"data: {\n\n")), Usage(), id="rubbish after the mark"),
+        pytest.param(
+            (Text("x"), Done(), Raw(b"data: {\n\n")), Usage(), id="rubbish after the mark"
+        ),
+        pytest.param(
+            (Text("x"), Raw(b"data: [DONE]\n\ndata: {\n\n")), Usage(), id="rubbish with it"
+        ),
     ],
 )
 async def test_a_complete_answer_may_end_in_many_ways(

@@ -1,5 +1,7 @@
 """A bridge child whose faults are chosen by its argument."""
 
+from __future__ import annotations
+
 import json
 import os
 import signal

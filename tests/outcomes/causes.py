@@ -86,7 +86,9 @@ class Cause:
 CAUSES: list[Cause] = []
 
 
-def cause(name: str, outcome: str, code: str = "") -> Callable[[Callable[[Stage], Awaitable[None]]], None]:
+def cause(
+    name: str, outcome: str, code: str = ""
+) -> Callable[[Callable[[Stage], Awaitable[None]]], None]:
     def enter(drive: Callable[[Stage], Awaitable[None]]) -> None:
         CAUSES.append(Cause(name, outcome, code, drive))
 
@@ -263,11 +265,14 @@ async def _(stage: Stage) -> None:
 
 @cause("run.cancel() during a command that ignores SIGTERM", "cancelled")
 async def _(stage: Stage) -> None:
-    program = "import signal,time; signal.signal(15, signal.SIG_IGN); print(1, flush=True); time.sleep(60)"
+    program = "import signal, time; signal.signal(15, signal.SIG_IGN); time.sleep(60)"
     script = calling("run_command", {"argv": [sys.executable, "-I", "-S", "-c", program]})
-    async with stage.session(stage.graph(script, grants=["run"])) as session, session.run("go") as run:
+    async with (
+        stage.session(stage.graph(script, grants=["run"])) as session,
+        session.run("go") as run,
+    ):
         stage.last = run
-        while not has_child(run):  # the operating system's state: nobody tells us
+        while not has_child(run):  # noqa: ASYNC110 - the system's state: nobody tells us
             await trio.sleep(0.01)
         assert (await cancel(stage, run)).abandoned == ()
 
@@ -613,9 +618,11 @@ class Row:
 
     @property
     def is_as_expected(self) -> bool:
-        return (
-            (self.outcome, self.code, self.terminals, self.left)
-            == (self.cause.outcome, self.cause.code, 1, "")
+        return (self.outcome, self.code, self.terminals, self.left) == (
+            self.cause.outcome,
+            self.cause.code,
+            1,
+            "",
         )
 
 
@@ -631,7 +638,7 @@ def run_cause(cause: Cause, workspace: Path) -> Row:
         await cause.drive(stage)
         left = trio.lowlevel.current_statistics().tasks_living - tasks
         with trio.move_on_after(10):  # abandoned threads end by themselves, in at most 1 s
-            while any(stage.ports.threads.in_use().values()):
+            while any(stage.ports.threads.in_use().values()):  # noqa: ASYNC110 - nor theirs
                 await trio.sleep(0.01)
         assert stage.last is not None
         terminals = sum(
@@ -663,12 +670,12 @@ def run_cause(cause: Cause, workspace: Path) -> Row:
 
 def _descriptors() -> set[str]:
     found: set[str] = set()
-    for name in os.listdir("/dev/fd"):
+    for entry in Path("/dev/fd").iterdir():
         try:
-            os.fstat(int(name))
+            os.fstat(int(entry.name))
         except OSError:
             continue
-        found.add(name)
+        found.add(entry.name)
     return found
 
 

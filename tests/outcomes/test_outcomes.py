@@ -9,7 +9,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-
 from causes import CAUSES, Cause, Stage, run_cause
 
 

@@ -65,7 +65,9 @@ async def test_a_reader_that_never_reads_holds_nobody_up_and_expires() -> None:
     with pytest.raises(CursorExpired) as caught:
         await lazy.__anext__()
     assert caught.value.after == 0
-    assert (await journal.cursor(after=caught.value.oldest - 1).__anext__()).seq == caught.value.oldest
+    assert (
+        await journal.cursor(after=caught.value.oldest - 1).__anext__()
+    ).seq == caught.value.oldest
 
 
 async def test_one_event_larger_than_the_bound_stays() -> None:
@@ -102,9 +104,7 @@ async def test_forgetting_drops_what_is_older_only() -> None:
     st.integers(min_value=60, max_value=2000),
     st.integers(min_value=1, max_value=50),
 )
-def test_any_suffix_that_is_kept_is_gapless(
-    texts: list[str], max_bytes: int, first: int
-) -> None:
+def test_any_suffix_that_is_kept_is_gapless(texts: list[str], max_bytes: int, first: int) -> None:
     async def main() -> None:
         journal = Journal(term=1, next_seq=first, max_bytes=max_bytes)
         entries = [say(journal, text) for text in texts]

@@ -155,7 +155,10 @@ def test_a_second_process_is_refused_with_the_pid_of_the_first(tmp_path: Path) -
     )
     with open_state(tmp_path, "s1"):
         done = subprocess.run(
-            [sys.executable, "-c", program, str(tmp_path)], capture_output=True, text=True, check=False
+            [sys.executable, "-c", program, str(tmp_path)],
+            capture_output=True,
+            text=True,
+            check=False,
         )
     assert done.returncode == 1
     assert f"in use by process {os.getpid()}" in done.stderr
@@ -224,7 +227,7 @@ async def test_a_disk_that_does_not_answer_is_a_store_error(
         def in_use(self) -> dict[str, int]:
             return {}
 
-    import attrs  # noqa: PLC0415
+    import attrs
 
     threads = SlowThreads()
     ports = attrs.evolve(simulated_ports(), threads=threads)  # type: ignore[arg-type]

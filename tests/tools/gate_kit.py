@@ -7,6 +7,7 @@ from collections.abc import Awaitable, Callable, Iterable
 from pathlib import Path
 
 import attrs
+import trio
 
 from semibot.config import Deadlines
 from semibot.live import live_ports
@@ -23,6 +24,13 @@ from semibot.tools import (
     Policy,
     Tool,
 )
+
+
+async def wait_until(is_so: Callable[[], bool]) -> None:
+    """Wait for a thread or a process, which have no event to wait for."""
+    with trio.fail_after(5):
+        while not is_so():  # noqa: ASYNC110 - see above
+            await trio.sleep(0.001)
 
 
 @attrs.define

@@ -116,8 +116,8 @@ def test_grants_keep_their_own_ids_and_the_rest_is_numbered():
 def test_grants_for_unknown_tools_or_parameters_are_typing_mistakes():
     known = {"write_file": frozenset({"path", "content"}), "launch": frozenset[str]()}
     Policy(["write", "launch", "write:a"]).check(known)
-    with pytest.raises(UsageError, match=r"'wrte'.*launch, write_file.*write, run"):
-        Policy(["wrte"]).check(known)
+    with pytest.raises(UsageError, match=r"'write-file'.*launch, write_file.*write, run"):
+        Policy(["write-file"]).check(known)
     with pytest.raises(UsageError, match="unknown parameter; it has: content, path"):
         Policy([Grant(tool="write_file", where={"file": UnderPath("a")})]).check(known)
 

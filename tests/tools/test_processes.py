@@ -11,7 +11,6 @@ from pathlib import Path
 
 import attrs
 import pytest
-import structlog
 import trio
 import trio.testing
 from child_harness import (
@@ -32,6 +31,7 @@ from process_table import alive, guards_of, process_table
 from semibot.config import Deadlines
 from semibot.errors import ChildError, ChildStartFailed, DeadlineExceeded, RemoteProtocolError
 from semibot.ports import Ports
+from semibot.testing import capture_logs
 from semibot.tools import processes
 from semibot.tools.ledger import Ledger
 from semibot.tools.processes import ExitStatus
@@ -184,11 +184,8 @@ async def test_a_message_cut_off_half_way_is_the_last(open_child) -> None:
 
 @linux_only  # knows how much a pipe holds
 async def test_a_short_message_is_cancelled_whole(open_child) -> None:
-    text = "import sys\nsys.stderr.write('up'), sys.stderr.flush()\n"
-    text += "open(sys.argv[1]).close(), print(len(sys.stdin.read()))"
-    async with open_child(python(text, "/dev/null")) as child:
-        child_stopped = signal.SIGSTOP
-        os.kill(child.pid, child_stopped)
+    async with open_child(python("import sys; print(len(sys.stdin.read()))")) as child:
+        os.kill(child.pid, signal.SIGSTOP)
         await child.send(b"x" * 65536)
         await cancel_once_blocked(child.send, b"never arrives")
         os.kill(child.pid, signal.SIGCONT)
@@ -316,7 +313,7 @@ async def test_a_child_is_named_after_its_program(open_child) -> None:
 
 @each_tier
 async def test_the_tier_is_logged(open_child, tier) -> None:
-    with structlog.testing.capture_logs() as logs:
+    with capture_logs() as logs:
         async with open_child(["cat"], tier=tier) as child:
             pass
     assert logs == [
@@ -379,6 +376,7 @@ async def test_stopping_twice_or_together_is_stopping_once(open_child, tier) -> 
             nursery.start_soon(child.stop)
             nursery.start_soon(child.stop, b"bye\n")
         assert await child.stop() == ExitStatus(code=0)
+        assert await child.receive_some() == b""
         with pytest.raises(ChildError):
             await child.send(b"x")
 
@@ -477,6 +475,15 @@ async def test_the_whole_tree_gets_time_to_tidy_up(open_child, tmp_path: Path) -
 
 
 @linux_only
+@pytest.mark.parametrize("how", ["plain", "setsid"])
+async def test_what_runs_away_by_forking_is_caught(run_child, how) -> None:
+    mark = new_mark()
+    result = await run_child(program("runaway", how, mark))
+    assert result.status == ExitStatus(code=0)
+    assert alive(mark) == []
+
+
+@linux_only
 async def test_orphans_are_reaped_while_the_child_lives(open_child) -> None:
     async with open_child(program("orphan")) as child:
         orphan = int(await child.receive_some())
@@ -487,7 +494,7 @@ async def test_orphans_are_reaped_while_the_child_lives(open_child) -> None:
 @linux_only
 async def test_a_killed_guard_takes_the_child_along_and_is_noticed(open_child) -> None:
     mark = new_mark()
-    with structlog.testing.capture_logs() as logs:
+    with capture_logs() as logs:
         async with open_child(program("rude", mark)) as child:
             await child.receive_some()
             (guard,) = guards_of(os.getpid())
@@ -524,10 +531,10 @@ def test_a_child_survives_the_retirement_of_its_owners_threads() -> None:
 @linux_only
 @pytest.mark.parametrize(
     ("alteration", "reason"),
-    [("without ctypes", "no prctl: "), ("without prctl", "prctl is refused")],
+    [("no-ctypes", "no prctl: "), ("no-prctl", "prctl is refused")],
 )
 async def test_where_no_guard_works_the_group_is_used(run_child, alteration, reason) -> None:
-    with structlog.testing.capture_logs() as logs:
+    with capture_logs() as logs:
         result = await run_child(["echo", "hello"], ports=ports_with(alteration))
     assert result.stdout == b"hello\n"
     assert logs[0]["event"] == "no guard works here"
@@ -538,13 +545,13 @@ async def test_where_no_guard_works_the_group_is_used(run_child, alteration, rea
 @linux_only
 async def test_a_guard_that_was_asked_for_is_not_replaced(open_child) -> None:
     with pytest.raises(ChildStartFailed, match="no guard works here: prctl is refused"):
-        async with open_child(["cat"], ports=ports_with("without prctl"), tier="guard"):
+        async with open_child(["cat"], ports=ports_with("no-prctl"), tier="guard"):
             pytest.fail("the body of a child that did not start")
 
 
 @linux_only
 async def test_a_kernel_without_pidfd_will_do(run_child) -> None:
-    result = await run_child(["echo", "hello"], ports=ports_with("without pidfd"))
+    result = await run_child(["echo", "hello"], ports=ports_with("no-pidfd"))
     assert result.stdout == b"hello\n"
 
 
@@ -571,3 +578,54 @@ async def test_a_guard_that_cannot_start_is_a_child_that_cannot_start(open_child
     with pytest.raises(ChildStartFailed, match="cat: its guard process: Resource temporarily"):
         async with open_child(["cat"], ports=attrs.evolve(ports, spawn=spawn)):
             pytest.fail("the body of a child that did not start")
+
+
+@linux_only
+async def test_a_start_that_is_cancelled_before_the_order_starts_nothing(open_child) -> None:
+    with trio.CancelScope() as scope:
+
+        async def spawn(*words, **options):
+            process = await ports_with().spawn(*words, **options)
+            scope.cancel()
+            return process
+
+        async with open_child(["cat"], ports=attrs.evolve(ports_with(), spawn=spawn)):
+            pytest.fail("the body of a child that did not start")
+    assert scope.cancelled_caught
+
+
+@linux_only
+async def test_a_guard_whose_owner_died_before_it_ran_starts_nothing(open_child) -> None:
+    with pytest.raises(ChildStartFailed, match="cat: its guard process ended"):
+        async with open_child(["cat"], ports=ports_with("late")):
+            pytest.fail("the body of a child that did not start")
+
+
+@linux_only
+async def test_a_program_whose_guard_died_before_it_was_armed_does_not_start(run_child) -> None:
+    result = await run_child(["echo", "hello"], ports=ports_with("dying"))
+    assert result.status == ExitStatus(code=127)
+    assert result.stdout == b""
+
+
+@linux_only
+async def test_a_guard_watches_its_owner_besides_the_pipe(open_child) -> None:
+    async with open_child(["cat"]) as owner:
+        async with open_child(["cat"], ports=ports_with(f"owner {owner.pid}")) as child:
+            owner.kill()
+            assert await child.wait() == ExitStatus(signal=signal.SIGKILL)
+
+
+@linux_only
+async def test_what_cannot_be_signalled_does_not_stop_the_guard(open_child) -> None:
+    ports = ports_with("powerless")
+    async with open_child(program("rude"), ports=ports, deadlines=QUICK) as child:
+        await child.receive_some()
+    assert child.exit_status == ExitStatus(signal=signal.SIGKILL)
+
+
+@linux_only
+async def test_what_ends_during_a_look_at_the_tree_is_no_error(open_child) -> None:
+    async with open_child(program("rude"), ports=ports_with("hasty"), deadlines=QUICK) as child:
+        await child.receive_some()
+    assert child.exit_status == ExitStatus(signal=signal.SIGKILL)

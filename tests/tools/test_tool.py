@@ -135,16 +135,14 @@ def test_the_public_side_of_a_tool_does_not_lead_to_its_function():
 
 
 def test_only_the_gate_reaches_the_function_of_a_tool():
-    users = []
-    for path in Path(semibot.__file__).parent.rglob("*.py"):
-        for node in ast.walk(ast.parse(path.read_text())):
-            if (
-                isinstance(node, ast.Attribute)
-                and node.attr == "_body"
-                and path.parent.name == "tools"
-            ):
-                users.append(path.name)
-    assert users == ["gate.py"]
+    tools = Path(semibot.__file__).parent / "tools"
+    users = {
+        path.name
+        for path in tools.rglob("*.py")
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Attribute) and node.attr == "_body"
+    }
+    assert users == {"gate.py"}
 
 
 def test_tools_show_themselves_without_their_function():

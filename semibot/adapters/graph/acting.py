@@ -183,9 +183,7 @@ class Actor:
         )
         if self._is_skill(step):
             skill_id, name = self._skill_of(step)
-            await emit(
-                SkillCallStart(skill_id=skill_id, skill_name=name, arguments=step.arguments)
-            )
+            await emit(SkillCallStart(skill_id=skill_id, skill_name=name, arguments=step.arguments))
         else:
             await emit(
                 ToolCallStart(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import final
 
@@ -55,7 +55,7 @@ class GraphAgent:
 
 
 @asynccontextmanager
-async def _open_graph(agent: GraphAgent, context: AdapterContext) -> AsyncIterator[Adapter]:
+async def _open_graph(agent: GraphAgent, context: AdapterContext) -> AsyncGenerator[Adapter]:
     config = AgentConfig(system_prompt=agent.system_prompt).changed_by(context.payload)
     factory = resolve_model(agent.model if config.model is None else config.model)
     tools = (*agent.tools, *(builtin_tools() if agent.has_builtin_tools else ()))
@@ -141,8 +141,7 @@ class GraphAdapter(Adapter):
         if self._context.skills:
             lines.append("Skills, to be read with use_skill before you rely on them:")
             lines += [
-                f"- {skill.id}: {skill.name}. {skill.description}"
-                for skill in self._context.skills
+                f"- {skill.id}: {skill.name}. {skill.description}" for skill in self._context.skills
             ]
         return "\n".join(lines)
 

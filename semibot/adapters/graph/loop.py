@@ -51,29 +51,27 @@ class GraphRun:
     """Most requests to the model."""
     max_replans: int
     """Most plans that follow a failure."""
-    _partial: list[str] = attrs.field(factory=list, init=False)
+    _partial: list[str] = attrs.field(factory=list[str], init=False)
 
     async def respond(self) -> None:
         """Drive the run to its end."""
         await self._think("analyzing", "Reading the request.")
         replans = 0
-        reason: str | None = None
-        for iteration in range(1, self.max_iterations + 1):
-            if iteration == self.max_iterations:
-                reason = reason or "max_iterations"
-            reply = await self._ask("auto" if reason is None else "none")
+        for iteration in range(1, self.max_iterations):
+            reply = await self._ask("auto")
             calls = reply.message.tool_calls
-            if not calls or reason is not None:
-                break
+            if not calls:
+                await self._conclude(reply, None)
+                return
             self.run.remember(reply.message)
             steps = make_plan(calls, iteration)
             await self._think("planning", f"Next: {'; '.join(step.title for step in steps)}.")
             results = await self.actor.act(steps)
-            if await self._observe(results):
-                replans += 1
-                if replans > self.max_replans:
-                    reason = "max_replans"
-        await self._conclude(reply, reason)
+            replans += await self._observe(results)
+            if replans > self.max_replans:
+                await self._conclude(await self._ask("none"), "max_replans")
+                return
+        await self._conclude(await self._ask("none"), "max_iterations")
 
     async def _ask(self, tool_choice: ToolChoice) -> Reply:
         """Send the conversation to the model and pass on what it says as it comes."""

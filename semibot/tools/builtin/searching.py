@@ -48,7 +48,7 @@ async def search_text(context: ToolContext, pattern: str, path: str = ".") -> Js
         "path": where,
         "reserved": list(files.reserved),
         # It stops by itself a little before it would be stopped, to return what it has.
-        "seconds": min(_LONGEST_SEARCH, max(0.0, context.remaining() - 1.0)),
+        "seconds": min(_LONGEST_SEARCH, 0.9 * context.remaining()),
     }
     result = await run_child(
         [sys.executable, "-I", "-S", "-W", "ignore", "-X", "utf8", str(_SEARCHER)],

@@ -62,6 +62,10 @@ def answer_snapshot(snapshot: dict) -> None:
     say({"type": "snapshot_response", "id": "$id", "session_id": "s", "snapshot": snapshot})
 
 
+def count(limit: int) -> None:
+    put("\n".join(json.dumps({"type": "text", "content": f"{n},"}) for n in range(limit)))
+
+
 def put_long_line(size: int) -> None:
     piece = b"x" * 65536
     for _ in range(size // len(piece)):
@@ -95,6 +99,7 @@ VERBS = {
     "wait": wait,
     "serve": serve,
     "snapshot": answer_snapshot,
+    "count": count,
     "exit": os._exit,
     "signal": lambda number: os.kill(os.getpid(), number),
     "long_line": put_long_line,

@@ -7,6 +7,7 @@ reach. CONFIG is empty if nothing is measured.
 from __future__ import annotations
 
 import os
+import signal
 import sys
 import time
 from types import SimpleNamespace
@@ -32,15 +33,49 @@ if config_file:
 
 from semibot.tools import guard  # noqa: E402 - importing it is part of what is measured
 
-if alteration == "without ctypes":
-    sys.modules["ctypes"] = None
-elif alteration == "without prctl":
-    library = SimpleNamespace(prctl=lambda *_: -1)
-    sys.modules["ctypes"] = SimpleNamespace(CDLL=lambda *_, **__: library, c_int=0, c_ulong=0)
-elif alteration == "without pidfd":
-    del os.pidfd_open
-elif alteration == "silent":
-    time.sleep(1000)
-elif alteration == "crashing":
-    raise SystemExit("out of luck")
+guard_pid = os.getpid()
+real = SimpleNamespace(
+    fork=os.fork, getppid=os.getppid, kill=os.kill, listdir=os.listdir, pidfd_open=os.pidfd_open
+)
+
+
+def refuse(*_):
+    raise PermissionError(1, "not here")
+
+
+def fork_from_a_dying_guard():
+    child = real.fork()
+    if child == 0:
+        os.getppid = lambda: 1
+    return child
+
+
+def kill_others(target, signum):
+    return refuse() if signum == signal.SIGTERM else real.kill(target, signum)
+
+
+word, _, number = alteration.partition(" ")
+match word:
+    case "no-ctypes":
+        sys.modules["ctypes"] = None
+    case "no-prctl":
+        library = SimpleNamespace(prctl=lambda *_: -1)
+        sys.modules["ctypes"] = SimpleNamespace(CDLL=lambda *_, **__: library, c_int=0, c_ulong=0)
+    case "no-pidfd":
+        os.pidfd_open = refuse
+    case "silent":
+        time.sleep(1000)
+    case "crashing":
+        raise SystemExit("out of luck")
+    case "late":  # the owner is another already
+        sys.argv[3] = "1"
+    case "owner":  # pretend that this process started us
+        sys.argv[3] = number
+        os.getppid = lambda: int(number) if os.getpid() == guard_pid else real.getppid()
+    case "dying":
+        os.fork = fork_from_a_dying_guard
+    case "powerless":  # as against programs that run as somebody else
+        os.kill = kill_others
+    case "hasty":  # /proc lists what has ended before one can look at it
+        os.listdir = lambda path: [*real.listdir(path), "4194305"]
 guard.main()

@@ -23,29 +23,27 @@ import ssl
 from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING, Final, final
+from typing import Final, final
 
 import attrs
 import httpx2
 import openai
-import structlog
 import trio
 
 from semibot.config import Deadlines
 from semibot.errors import ModelError, ModelNotConfigured, RemoteProtocolError
 from semibot.lifetimes import deadline, grace
+from semibot.logs import get_logger
 from semibot.models.base import ModelRequest, ModelStream, StreamItem
 from semibot.models.chat_chunks import ReplyBuilder, protocol_error, reported_error
 from semibot.models.event_stream import EventStreamReader, ServerEvent
-from semibot.models.openai_errors import connection_error, status_error
-from semibot.models.openai_params import message_param, tool_param
+from semibot.models.openai.errors import broken_error, connection_error, status_error
+from semibot.models.openai.params import message_param, tool_param
+from semibot.models.openai.settings import OpenAISettings
 from semibot.ports import Ports
 from semibot.wire.codec import load_json
 
-if TYPE_CHECKING:
-    from semibot.models.openai import OpenAISettings
-
-log = structlog.get_logger(__name__)
+log = get_logger(__name__)
 
 USAGE_WAIT: Final = 2.0
 """How long to wait for the usage report after a complete answer, in seconds."""
@@ -61,7 +59,6 @@ LIMITS: Final = httpx2.Limits(
 _HEADERS: Final = frozenset(
     {
         "accept",
-        "accept-encoding",
         "connection",
         "content-length",
         "content-type",
@@ -123,7 +120,7 @@ class OpenAIClient:
         sent_at = trio.current_time()
         with deadline("model.response", self._deadlines.model_response):
             response = await self._send(request)
-        body = response.aiter_bytes()
+        body = response.aiter_raw()
         try:
             waited = trio.current_time() - sent_at
             builder = ReplyBuilder(self._ports.ids.new_id)
@@ -134,13 +131,14 @@ class OpenAIClient:
                 await response.aclose()
 
     async def _send(self, request: ModelRequest) -> httpx2.Response:
+        messages = [message_param(message) for message in request.messages]
         tools = [tool_param(tool) for tool in request.tools]
         limit = openai.omit if request.max_tokens is None else request.max_tokens
         is_openai = self._settings.is_openai
         try:
             answer = await self._sdk.chat.completions.with_raw_response.create(
                 model=self._settings.model,
-                messages=[message_param(message) for message in request.messages],
+                messages=messages,
                 tools=tools or openai.omit,
                 tool_choice=request.tool_choice if tools else openai.omit,
                 temperature=openai.omit if request.temperature is None else request.temperature,
@@ -155,8 +153,14 @@ class OpenAIClient:
             raise status_error(exc, self._ports.wall_clock.now()) from None
         except openai.APIConnectionError as exc:
             raise connection_error(exc, self._settings.host) from exc
-        except openai.OpenAIError as exc:
-            raise protocol_error(type(exc).__name__) from exc
+        except (httpx2.HTTPError, OSError) as exc:  # the SDK reads bodies of errors unguarded
+            raise broken_error() from exc
+        except (openai.OpenAIError, ValueError, TypeError) as exc:
+            # From the text of such an error one could read the whole conversation.
+            name = type(exc).__name__
+            raise ModelError(
+                f"the request cannot be sent ({name})", code="MODEL_PROTOCOL"
+            ) from None
         return answer.http_response
 
     async def _set_headers(self, request: httpx2.Request) -> None:
@@ -165,6 +169,9 @@ class OpenAIClient:
             if name not in _HEADERS and not name.startswith("x-stainless-"):
                 del request.headers[name]
         settings = self._settings
+        # Compression delays the pieces of a stream, and decoding is one more layer whose
+        # errors would strand the generators below it.
+        request.headers["accept-encoding"] = "identity"
         request.headers["authorization"] = f"Bearer {settings.api_key.reveal()}"
         if settings.organization:
             request.headers["openai-organization"] = settings.organization
@@ -219,12 +226,11 @@ class _ChatStream:
         return self._ready.popleft()
 
     async def _advance(self) -> None:
-        """Read until there is an item, or the reply is complete."""
+        """Read once; then read to the end if the reply is complete."""
         data = await self._read_in_time()
-        if data:
-            self._take(data)
-        elif not self._is_complete:
+        if not data:
             raise self._cut_error()
+        self._take(data)
         if self._is_complete:
             await self._read_tail()
             self._ready.append(self._builder.build())
@@ -250,12 +256,8 @@ class _ChatStream:
         """Return the next bytes, or nothing at the end."""
         try:
             return await anext(self._body, b"")
-        except Exception as exc:  # whatever the HTTP, TLS and decompression layers raise
-            raise ModelError(
-                "the connection to the model server broke in the middle of its answer",
-                code="MODEL_STREAM_BROKEN",
-                is_retryable=True,
-            ) from exc
+        except Exception as exc:  # whatever the HTTP and TLS layers raise
+            raise broken_error() from exc
 
     async def _read_tail(self) -> None:
         """Wait, for a moment, for the usage report and the end of the body."""
@@ -302,8 +304,4 @@ class _ChatStream:
         kind = self._response.headers.get("content-type", "")
         if not self._has_chunk and not kind.startswith("text/event-stream"):
             return protocol_error("it is not a stream of events; check OPENAI_BASE_URL")
-        return ModelError(
-            "the model server ended its answer in the middle",
-            code="MODEL_STREAM_BROKEN",
-            is_retryable=True,
-        )
+        return broken_error()

@@ -82,6 +82,15 @@ def connection_error(error: openai.APIConnectionError, host: str) -> ModelError:
     )
 
 
+def broken_error() -> ModelError:
+    """Return the error for an answer that was cut off."""
+    return ModelError(
+        "the model server broke off in the middle of its answer",
+        code="MODEL_STREAM_BROKEN",
+        is_retryable=True,
+    )
+
+
 def retry_after(headers: Mapping[str, str], now: datetime) -> float | None:
     """Return how long the server asks us to wait, in seconds, 0 to 60.
 

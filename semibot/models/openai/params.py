@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, assert_never
+from typing import TYPE_CHECKING
 
 from semibot.wire.chat import Message, ToolCallRequest, ToolSpec
 
@@ -27,7 +27,7 @@ def message_param(message: Message) -> ChatCompletionMessageParam:
                 "tool_call_id": message.tool_call_id or "",
                 "content": message.content,
             }
-        case "assistant":
+        case _:
             if not message.tool_calls:
                 return {"role": "assistant", "content": message.content}
             return {
@@ -35,8 +35,6 @@ def message_param(message: Message) -> ChatCompletionMessageParam:
                 "content": message.content or None,
                 "tool_calls": [_call_param(call) for call in message.tool_calls],
             }
-        case _:
-            assert_never(message.role)
 
 
 def tool_param(tool: ToolSpec) -> ChatCompletionFunctionToolParam:

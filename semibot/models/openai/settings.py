@@ -1,32 +1,15 @@
-"""The provider ``openai``: OpenAI, and any server with the same chat-completions API.
-
-This file decides what to ask for and where; ``openai_client.py`` asks. The SDK costs
-half a second to import, so it is imported by the first request and not before: a program
-that only prints its help, or runs a scripted model, never pays for it. The import is a
-plain one on the loop, not in a worker thread: it happens once per process, before the
-first stream is open, and mostly holds the interpreter's lock, so that a thread would
-block the loop just the same and could not be cancelled either.
-"""
+"""What the environment says about the connection to OpenAI or a compatible server."""
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Mapping
-from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING, Final, final
+from collections.abc import Mapping
+from typing import Final
 from urllib.parse import urlsplit
 
 import attrs
-import trio
 
-from semibot.config import Deadlines
 from semibot.errors import ModelNotConfigured
-from semibot.lifetimes import grace
-from semibot.models.base import Model, ModelFactory, ModelRequest, ModelStream
-from semibot.ports import Ports
 from semibot.secret import Secret
-
-if TYPE_CHECKING:
-    from semibot.models.openai_client import OpenAIClient
 
 DEFAULT_MODEL: Final = "gpt-5"
 """The model if neither the program nor ``SEMIBOT_MODEL`` names one."""
@@ -36,80 +19,6 @@ DEFAULT_BASE_URL: Final = "https://api.openai.com/v1"
 
 PREFIX: Final = "openai:"
 """What a model's full name begins with."""
-
-
-def openai_model(name: str | None = None) -> ModelFactory:
-    """Return a factory for a model of OpenAI or of a compatible server.
-
-    The environment of the program (:attr:`semibot.ports.Ports.environment`) says the
-    rest: ``OPENAI_API_KEY``; ``OPENAI_BASE_URL``, which makes the key optional;
-    ``OPENAI_ORG_ID`` and ``OPENAI_PROJECT_ID``; ``HTTPS_PROXY``, ``HTTP_PROXY``,
-    ``ALL_PROXY`` and ``NO_PROXY``; ``SSL_CERT_FILE``. Nothing else is read, least of all
-    by the SDK. Opening the model reads no network and needs no key; without one, its
-    first request raises :exc:`~semibot.errors.ModelNotConfigured`.
-
-    Args:
-        name: The provider's name of the model; None takes ``SEMIBOT_MODEL``, and
-            :data:`DEFAULT_MODEL` if that is not set either.
-
-    Returns:
-        The factory. Leaving the model's block closes its connections; exit waits for
-        that within ``session_adapter_stop``.
-    """
-
-    @asynccontextmanager
-    async def open_model(ports: Ports, deadlines: Deadlines) -> AsyncGenerator[Model]:
-        chosen = name or ports.environment.get("SEMIBOT_MODEL", "").strip() or DEFAULT_MODEL
-        model = OpenAIModel(chosen.removeprefix(PREFIX), ports, deadlines)
-        try:
-            yield model
-        finally:
-            with grace("session.adapter_stop", deadlines.session_adapter_stop):
-                await model.aclose()
-
-    return open_model
-
-
-@final
-@attrs.define(eq=False)
-class OpenAIModel:
-    """An open model. Made by the factory that :func:`openai_model` returns."""
-
-    _model: str
-    _ports: Ports
-    _deadlines: Deadlines
-    _client: OpenAIClient | None = attrs.field(default=None, init=False)
-    _is_closed: bool = attrs.field(default=False, init=False)
-
-    @property
-    def name(self) -> str:
-        """The model with its provider, such as ``openai:gpt-5``."""
-        return PREFIX + self._model
-
-    @asynccontextmanager
-    async def stream(self, request: ModelRequest) -> AsyncGenerator[ModelStream]:
-        """Send *request*; see :class:`semibot.models.Model`."""
-        async with self._connected().stream(request) as stream:
-            yield stream
-
-    def _connected(self) -> OpenAIClient:
-        if self._is_closed:
-            raise trio.ClosedResourceError("this model is closed")
-        if self._client is None:
-            settings = read_settings(self._model, self._ports.environment)
-            from semibot.models.openai_client import OpenAIClient
-
-            self._client = OpenAIClient(settings, self._ports, self._deadlines)
-        return self._client
-
-    async def aclose(self) -> None:
-        """Close all connections; only the factory's block calls this."""
-        self._is_closed = True
-        if self._client is not None:
-            await self._client.aclose()
-
-
-# --- what the environment says --------------------------------------------------------
 
 
 @attrs.frozen(kw_only=True)

@@ -1,0 +1,34 @@
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from semibot.cli.group import run
+
+RunHere = Callable[..., int]
+
+UNSET = (
+    *("OPENAI_API_KEY", "OPENAI_BASE_URL", "SEMIBOT_MODEL", "OPENCLAW_BRIDGE_CMD"),
+    *("FORCE_COLOR", "NO_COLOR"),
+)
+
+
+@pytest.fixture
+def run_here(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> RunHere:
+    """Run the command line in this process, in an empty directory, with nothing configured."""
+    for name in UNSET:
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.chdir(tmp_path)
+
+    def run_command(*arguments: str, stdin: str = os.devnull, **variables: str) -> int:
+        for name, value in variables.items():
+            monkeypatch.setenv(name, value)
+        with Path(stdin).open(encoding="utf-8") as file:
+            monkeypatch.setattr(sys, "stdin", file)
+            return run(list(arguments))
+
+    return run_command
