@@ -6,6 +6,7 @@ runs one, and ``nox -s tests -- -k name`` hands arguments to pytest.
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 from typing import Final
@@ -20,8 +21,9 @@ COVERED: Final = ("wire", "session", "tools")
 
 
 def run(session: nox.Session, tool: str, *arguments: str) -> None:
-    """Run a program of this environment."""
-    session.run(str(PYTHON.parent / tool), *arguments)
+    """Run a program of this environment, which comes first on its path as if it was activated."""
+    path = f"{PYTHON.parent}{os.pathsep}{os.environ['PATH']}"
+    session.run(str(PYTHON.parent / tool), *arguments, env={"PATH": path})
 
 
 @nox.session
@@ -73,8 +75,8 @@ def layers(session: nox.Session) -> None:
 def types(session: nox.Session) -> None:
     """Check types twice, and that users of the library see every one of them."""
     run(session, "mypy")
-    run(session, "pyright", f"--pythonpath={PYTHON}")
-    run(session, "pyright", f"--pythonpath={PYTHON}", "--verifytypes=semibot", "--ignoreexternal")
+    run(session, "pyright")
+    run(session, "pyright", "--verifytypes=semibot", "--ignoreexternal")
 
 
 @nox.session

@@ -181,7 +181,7 @@ class AdapterError(SemibotError):
         message: What happened and what to do.
     """
 
-    code = "ADAPTER_ERROR"
+    code: str = "ADAPTER_ERROR"
 
     def __init__(
         self, message: str, *, code: str = "ADAPTER_ERROR", is_retryable: bool = False
@@ -204,7 +204,7 @@ class RequestFailed(SemibotError):
         message: What went wrong.
     """
 
-    code = "REQUEST_FAILED"
+    code: str = "REQUEST_FAILED"
 
     def __init__(self, code: str, message: str) -> None:
         super().__init__(code, message)
@@ -225,7 +225,7 @@ class ModelError(SemibotError):
         retry_after: Seconds that the provider asked us to wait, or None.
     """
 
-    code = "MODEL_ERROR"
+    code: str = "MODEL_ERROR"
 
     def __init__(
         self,

@@ -20,7 +20,7 @@ import contextvars
 import math
 from collections.abc import AsyncGenerator, Awaitable, Callable, Generator
 from contextlib import asynccontextmanager, contextmanager
-from typing import TypeVarTuple, final
+from typing import Final, TypeVarTuple, final
 
 import attrs
 import trio
@@ -28,7 +28,7 @@ import trio
 from semibot.errors import DeadlineExceeded, ServiceEnded
 from semibot.logs import get_logger
 
-log = get_logger(__name__)
+log: Final = get_logger(__name__)
 
 Ts = TypeVarTuple("Ts")
 

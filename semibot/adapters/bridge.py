@@ -189,7 +189,11 @@ class BridgeAdapter(Adapter):
             except BaseException:
                 turn.abandon()
                 with grace("run.cancel_grace", self._context.deadlines.run_cancel_grace):
-                    await self._cancel(child, turn, activity)
+                    if not await self._has_confirmed_cancel(child, turn):
+                        _stop(child, activity)
+                        await child.wait_ended()
+                if not turn.is_over:  # there was no time even to ask
+                    _stop(child, activity)
                 raise
             finally:
                 if turn.is_over or child.has_ended:
@@ -248,19 +252,17 @@ class BridgeAdapter(Adapter):
             await run.emit(TextChunk(content=frame.final_response))
         await run.complete(frame.final_response, termination_reason=frame.termination_reason)
 
-    async def _cancel(self, child: BridgeChild, turn: Turn, activity: Activity) -> None:
-        """Tell the bridge to stop working on the run; stop the bridge if that is not certain."""
-        if turn.is_over or child.has_ended:
-            return
+    async def _has_confirmed_cancel(self, child: BridgeChild, turn: Turn) -> bool:
+        """Tell the bridge to stop working on the run; return whether it surely has."""
         with trio.move_on_after(self._context.deadlines.bridge_snapshot):
-            run_id = turn.run_id if turn.knows_runs else None
-            await child.say(Cancel(session_id=self._context.session_id, run_id=run_id))
+            if not turn.is_over:
+                run_id = turn.run_id if turn.knows_runs else None
+                await child.say(Cancel(session_id=self._context.session_id, run_id=run_id))
             if turn.knows_runs:
                 await turn.wait_over()
-                return
-            await child.ask_snapshot()
-        activity.kind, activity.pid = "child", child.pid
-        await child.stop()
+            else:
+                await child.ask_snapshot()
+        return turn.knows_runs and turn.is_over
 
     # --- state ------------------------------------------------------------------------
 
@@ -304,6 +306,12 @@ class BridgeAdapter(Adapter):
 
     def _keep(self, snapshot: JsonObject) -> None:
         self._snapshot = snapshot if "checkpoint" in snapshot else {"checkpoint": snapshot}
+
+
+def _stop(child: BridgeChild, activity: Activity) -> None:
+    """Have the child ended, and the receipt say so."""
+    activity.kind, activity.pid = "child", activity.pid or child.pid
+    child.request_stop()
 
 
 def _known(payload: JsonObject) -> JsonObject:

@@ -176,10 +176,7 @@ class BridgeChild:
         Args:
             run_id: The run.
         """
-        turn = Turn(run_id, knows_runs=self.knows_runs)
-        if self.has_ended:
-            turn.close()
-        self._turn = turn
+        self._turn = turn = Turn(run_id, knows_runs=self.knows_runs)
         try:
             yield turn
         finally:
@@ -200,9 +197,12 @@ class BridgeChild:
             await self.say(Snapshot(id=self._asked, session_id=self._context.session_id))
             await self._answered.wait()
 
-    async def stop(self) -> None:
-        """End the process and wait until it is gone; call it inside a grace."""
+    def request_stop(self) -> None:
+        """Have the process ended, without waiting for it; no message reaches it any more."""
         self._life.cancel("the bridge is no longer wanted")
+
+    async def wait_ended(self) -> None:
+        """Wait until the process is gone; after :meth:`request_stop` that is bounded."""
         await self._ended.wait()
 
     # --- for the supervisor -----------------------------------------------------------

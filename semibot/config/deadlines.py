@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 import attrs
 
 
@@ -54,13 +52,14 @@ class Deadlines:
     """From SIGKILL until the child is given up as unkillable."""
 
     @property
+    def leave_bound(self) -> float:
+        """Longest that leaving a run's block may take, in seconds.
+
+        The run's grace, and saving what it began with, its adapter's state and its end.
+        """
+        return self.run_cancel_grace + 3 * self.session_save
+
+    @property
     def stop_bound(self) -> float:
         """Longest that leaving a session may take, in seconds, unless code shields itself."""
-        return math.fsum(
-            (
-                self.run_cancel_grace,
-                self.session_adapter_stop,
-                3 * self.session_save,
-                self.child_kill_grace,
-            )
-        )
+        return self.leave_bound + self.session_adapter_stop + self.child_kill_grace

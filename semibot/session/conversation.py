@@ -42,7 +42,6 @@ class Conversation:
         newest = state.newest
         self._history: tuple[Message, ...] = () if newest is None else newest.history
         self._snapshot: JsonObject | None = None if newest is None else newest.adapter
-        self._memory_bytes = 0 if newest is None else newest.memory_bytes
         self._running: Checkpoint | None = None
 
     @property
@@ -65,10 +64,10 @@ class Conversation:
         Raises:
             StoreError: If it could not be saved; the conversation is unchanged.
         """
-        before = self._history if run.given_history is None else run.given_history
         question = Message(role="user", content=run.message)
-        if before and before[-1].role == "user" and before[-1].content == run.message:
-            before = before[:-1] if run.given_history is not None else before
+        before = run.given_history or self._history
+        if run.given_history and before[-1] == question:
+            before = before[:-1]
         self._running = await self._save(
             run, "running", covers_seq, (*before, question), (question,)
         )
@@ -109,35 +108,31 @@ class Conversation:
     ) -> Checkpoint:
         state = self._state
         now = self._ports.wall_clock.now().isoformat(timespec="milliseconds")
-        self._memory_bytes = await self._on_disk(state.remember, added, now)
-        checkpoint = Checkpoint(
-            id=checkpoint_id(state.term, covers_seq),
-            session_id=state.session_id,
-            term=state.term,
-            covers_seq=covers_seq,
-            run_id=run.id,
-            status=status,
-            history=history,
-            last_user_message=run.message,
-            memory_bytes=self._memory_bytes,
-            updated_at=now,
-            adapter=self._snapshot,
-        )
-        await self._on_disk(_save_checkpoint, state, checkpoint, replaces)
+        try:
+            with deadline("session.save", self._deadlines.session_save):
+                memory_bytes = await self._on_disk(state.remember, added, now)
+                checkpoint = Checkpoint(
+                    id=checkpoint_id(state.term, covers_seq),
+                    session_id=state.session_id,
+                    term=state.term,
+                    covers_seq=covers_seq,
+                    run_id=run.id,
+                    status=status,
+                    history=history,
+                    last_user_message=run.message,
+                    memory_bytes=memory_bytes,
+                    updated_at=now,
+                    adapter=self._snapshot,
+                )
+                await self._on_disk(state.save, checkpoint, replaces)
+        except DeadlineExceeded as exc:
+            raise StoreError(f"the disk did not answer: {exc}") from exc
         self._history = history
         return checkpoint
 
     async def _on_disk(self, fn: Callable[[*Ts], T], *args: *Ts) -> T:
-        try:
-            with deadline("session.save", self._deadlines.session_save):
-                return await self._ports.threads.run_sync(
-                    fn, *args, limiter="files", abandon_on_cancel=True
-                )
-        except DeadlineExceeded as exc:
-            raise StoreError(f"the disk did not answer: {exc}") from exc
-
-
-def _save_checkpoint(
-    state: SessionState, checkpoint: Checkpoint, replaces: Checkpoint | None
-) -> None:
-    state.save(checkpoint, replaces=replaces)
+        # A disk that hangs must not hold the session up; what it still writes does no harm,
+        # because every checkpoint has a name of its own and memory is written in place.
+        return await self._ports.threads.run_sync(
+            fn, *args, limiter="files", abandon_on_cancel=True
+        )

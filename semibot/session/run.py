@@ -150,9 +150,9 @@ class Run:
         """Stop the run and return what was stopped (protocol section 6).
 
         Waits until everything that the run started is gone and the conversation is
-        saved, at most ``run.cancel_grace`` plus ``session.save``; what did not stop by
-        then is ``abandoned``. A second cancel joins the first. Called from inside the
-        run itself it requests the cancel and returns None at once.
+        saved, at most :attr:`Deadlines.leave_bound <semibot.Deadlines.leave_bound>`; what
+        did not stop in its grace is ``abandoned``. A second cancel joins the first.
+        Called from inside the run itself it requests the cancel and returns None at once.
 
         Args:
             reason: Why, in a word or two; it is part of the receipt.
@@ -292,6 +292,17 @@ class Run:
             self._receipt = self._make_receipt(self._stop, outcome)
         self._ended.set()
         return outcome
+
+    def end_abruptly(self, reason: str) -> None:
+        """End the run where it stands, without waiting for anything.
+
+        Args:
+            reason: Why.
+        """
+        self.request_stop("interrupted", reason)
+        if not self.has_begun:
+            self.begin()
+        self.end()
 
     def _decide(self, save_error: SemibotError | None) -> tuple[Outcome, TerminalEvent]:
         return decide_ending(

@@ -181,9 +181,10 @@ class Session:
         """Send *message* and hold the run that answers it.
 
         Entering does not wait. Leaving waits until the run has ended: at once if it
-        has, else the run is cancelled, and exit waits at most ``run.cancel_grace`` plus
-        ``session.save``; a run that still waits for its turn is left to end by itself.
-        Bound a run with Trio's own scopes around the block.
+        has, else the run is cancelled, and exit waits at most
+        :attr:`Deadlines.leave_bound <semibot.Deadlines.leave_bound>`; a run that waits for
+        its turn is left to end by itself. Bound a run with Trio's own scopes around the
+        block.
 
         Args:
             message: What to ask; not blank.
@@ -212,8 +213,7 @@ class Session:
         finally:
             run.request_stop("cancelled", "its block was left")
             if run.has_begun and not run.has_ended:
-                bound = self._deadlines.run_cancel_grace + 3 * self._deadlines.session_save
-                with grace("run.cancel_grace", bound):
+                with grace("run.cancel_grace", self._deadlines.leave_bound):
                     await run.wait()
 
     async def cancel(
@@ -293,16 +293,25 @@ class Session:
 
     async def serve_runs(self) -> None:
         """Conduct the admitted runs, one after the other, until cancelled."""
-        async with trio.open_nursery() as nursery:
-            while True:
-                while not self._waiting:
-                    self._idle.unpark_all()
-                    # Unbounded on purpose: the user's next message.
-                    await self._work.park()
-                self._current = run = self._waiting.popleft()
-                outcome = await self._conduct(run, nursery)
-                self._ended[outcome] += 1
-                self._current, self._last = None, run
+        try:
+            async with trio.open_nursery() as nursery:
+                while True:
+                    while not self._waiting:
+                        self._idle.unpark_all()
+                        # Unbounded on purpose: the user's next message.
+                        await self._work.park()
+                    self._current = run = self._waiting.popleft()
+                    outcome = await self._conduct(run, nursery)
+                    self._ended[outcome] += 1
+                    self._current, self._last = None, run
+        finally:
+            # Only if something went through that nobody may catch, such as Ctrl-C in a
+            # program without our command line: even then every run has its end.
+            for run in self._unfinished():
+                run.end_abruptly("the session broke down")
+            self._waiting.clear()
+            self._current = None
+            self._idle.unpark_all()
 
     async def _conduct(self, run: Run, nursery: trio.Nursery) -> Outcome:
         """Take *run* from ``run_started`` to its terminal event; never raises for it."""

@@ -177,8 +177,7 @@ async def open_http_peer(
     async with trio.open_nursery() as nursery:
         nursery.start_soon(_keep_reading, stream, sender, connection)
         try:
-            with receiver:
-                yield HttpPeer(connection, stream, receiver)
+            yield HttpPeer(connection, stream, receiver)
         finally:
             nursery.cancel_scope.cancel()
             stream.socket.close()  # without a checkpoint, which would swallow the body's error
@@ -188,15 +187,12 @@ async def _keep_reading(
     stream: trio.SocketStream, sender: trio.MemorySendChannel[bytes], connection: Connection
 ) -> None:
     with sender:
-        while True:
-            try:
-                data = await stream.receive_some()
-            except trio.ClosedResourceError:  # we closed it ourselves
-                return
-            except trio.BrokenResourceError:
-                connection.note_close(was_reset=True)
-                return
-            if not data:
-                connection.note_close(was_reset=False)
-                return
-            sender.send_nowait(bytes(data))
+        try:
+            while data := await stream.receive_some():
+                sender.send_nowait(bytes(data))
+        except trio.ClosedResourceError:  # we closed it ourselves
+            return
+        except trio.BrokenResourceError:
+            connection.note_close(was_reset=True)
+        else:
+            connection.note_close(was_reset=False)

@@ -53,7 +53,7 @@ MAX_OPEN_CALLS: Final = 256
 class Start:
     """The first line: which session this is."""
 
-    type: ClassVar = "start"
+    type: ClassVar[str] = "start"
     session_id: str
     """The session."""
     payload: JsonObject
@@ -64,7 +64,7 @@ class Start:
 class UserMessage:
     """A run begins."""
 
-    type: ClassVar = "user_message"
+    type: ClassVar[str] = "user_message"
     session_id: str
     """The session."""
     run_id: str | None = None
@@ -77,7 +77,7 @@ class UserMessage:
 class ConfigUpdate:
     """The configuration changes for the next run."""
 
-    type: ClassVar = "config_update"
+    type: ClassVar[str] = "config_update"
     session_id: str
     """The session."""
     payload: JsonObject
@@ -88,7 +88,7 @@ class ConfigUpdate:
 class Snapshot:
     """The bridge is asked for its state."""
 
-    type: ClassVar = "snapshot"
+    type: ClassVar[str] = "snapshot"
     id: str
     """Identifier that the answer repeats."""
     session_id: str
@@ -99,7 +99,7 @@ class Snapshot:
 class Cancel:
     """The run is to stop."""
 
-    type: ClassVar = "cancel"
+    type: ClassVar[str] = "cancel"
     session_id: str
     """The session."""
     run_id: str | None = None
@@ -120,7 +120,7 @@ class RequestError:
 class CpResponse:
     """The answer to a :class:`CpRequest`."""
 
-    type: ClassVar = "cp_response"
+    type: ClassVar[str] = "cp_response"
     id: str
     """The request."""
     result: JsonValue
@@ -133,7 +133,7 @@ class CpResponse:
 class Stop:
     """The last line: the bridge is to exit."""
 
-    type: ClassVar = "stop"
+    type: ClassVar[str] = "stop"
     session_id: str
     """The session."""
 

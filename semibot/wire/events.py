@@ -36,7 +36,7 @@ FINAL_RESPONSE_LIMIT: Final = 32 * 1024
 class RunStarted:
     """A run has begun; carries the question, so that every reader sees it."""
 
-    type: ClassVar = "run_started"
+    type: ClassVar[str] = "run_started"
     run_id: str
     """The run."""
     message_id: str
@@ -49,7 +49,7 @@ class RunStarted:
 class Thinking:
     """What the agent thinks on the way; never part of the answer."""
 
-    type: ClassVar = "thinking"
+    type: ClassVar[str] = "thinking"
     content: str
     """A piece of text, appended to earlier ones of the same stage."""
     stage: Stage
@@ -70,7 +70,7 @@ class PlanStep:
 class PlanCreated:
     """The model has decided on the next steps."""
 
-    type: ClassVar = "plan_created"
+    type: ClassVar[str] = "plan_created"
     steps: tuple[PlanStep, ...]
     """In the order in which they start."""
 
@@ -79,7 +79,7 @@ class PlanCreated:
 class PlanStepStart:
     """A step begins."""
 
-    type: ClassVar = "plan_step_start"
+    type: ClassVar[str] = "plan_step_start"
     step_id: str
     """The step's ``id`` in :class:`PlanCreated`."""
     title: str
@@ -94,7 +94,7 @@ class PlanStepStart:
 class PlanStepComplete:
     """A step has worked."""
 
-    type: ClassVar = "plan_step_complete"
+    type: ClassVar[str] = "plan_step_complete"
     step_id: str
     """The step."""
     title: str
@@ -109,7 +109,7 @@ class PlanStepComplete:
 class PlanStepFailed:
     """A step has not worked; the others go on."""
 
-    type: ClassVar = "plan_step_failed"
+    type: ClassVar[str] = "plan_step_failed"
     step_id: str
     """The step."""
     title: str
@@ -122,7 +122,7 @@ class PlanStepFailed:
 class ToolCallStart:
     """A tool call has been asked for."""
 
-    type: ClassVar = "tool_call_start"
+    type: ClassVar[str] = "tool_call_start"
     call_id: str
     """Identifier within the run."""
     tool_name: str
@@ -135,7 +135,7 @@ class ToolCallStart:
 class ToolCallComplete:
     """A tool call has ended, one way or another."""
 
-    type: ClassVar = "tool_call_complete"
+    type: ClassVar[str] = "tool_call_complete"
     call_id: str
     """The call."""
     tool_name: str
@@ -154,7 +154,7 @@ class ToolCallComplete:
 class SkillCallStart:
     """A skill is being read."""
 
-    type: ClassVar = "skill_call_start"
+    type: ClassVar[str] = "skill_call_start"
     skill_id: str
     """The skill."""
     skill_name: str
@@ -167,7 +167,7 @@ class SkillCallStart:
 class SkillCallComplete:
     """A skill has been read, or could not be."""
 
-    type: ClassVar = "skill_call_complete"
+    type: ClassVar[str] = "skill_call_complete"
     skill_id: str
     """The skill."""
     skill_name: str
@@ -186,7 +186,7 @@ class SkillCallComplete:
 class McpCallStart:
     """A tool of an MCP server is being called."""
 
-    type: ClassVar = "mcp_call_start"
+    type: ClassVar[str] = "mcp_call_start"
     server_id: str
     """The server."""
     tool_name: str
@@ -199,7 +199,7 @@ class McpCallStart:
 class McpCallComplete:
     """A tool of an MCP server has answered, or has not."""
 
-    type: ClassVar = "mcp_call_complete"
+    type: ClassVar[str] = "mcp_call_complete"
     server_id: str
     """The server."""
     tool_name: str
@@ -218,7 +218,7 @@ class McpCallComplete:
 class ToolAuthRequired:
     """The user is asked whether a tool may run."""
 
-    type: ClassVar = "tool_auth_required"
+    type: ClassVar[str] = "tool_auth_required"
     ask_id: str
     """The question; answered once."""
     tool_name: str
@@ -237,7 +237,7 @@ class ToolAuthRequired:
 class ToolAuthDenied:
     """A tool may not run."""
 
-    type: ClassVar = "tool_auth_denied"
+    type: ClassVar[str] = "tool_auth_denied"
     ask_id: str
     """The question, or the decision's own id where nobody was asked."""
     tool_name: str
@@ -250,7 +250,7 @@ class ToolAuthDenied:
 class TextChunk:
     """A piece of the answer. All pieces together are the answer."""
 
-    type: ClassVar = "text_chunk"
+    type: ClassVar[str] = "text_chunk"
     content: str
     """Text to append."""
 
@@ -259,7 +259,7 @@ class TextChunk:
 class FileCreated:
     """The agent has made a file."""
 
-    type: ClassVar = "file_created"
+    type: ClassVar[str] = "file_created"
     file_id: str
     """Identifier."""
     filename: str
@@ -276,7 +276,7 @@ class FileCreated:
 class Notify:
     """A fact for the user; only in a user's inbox session."""
 
-    type: ClassVar = "notify"
+    type: ClassVar[str] = "notify"
     notice_id: str
     """The notice."""
     kind: str
@@ -311,7 +311,7 @@ class Usage:
 class ExecutionComplete:
     """Terminal: the run was answered, or cancelled."""
 
-    type: ClassVar = "execution_complete"
+    type: ClassVar[str] = "execution_complete"
     run_id: str
     """The run."""
     final_response: str | None = None
@@ -332,7 +332,7 @@ class ExecutionComplete:
 class ExecutionError:
     """Terminal: the run failed, ran out of time or was interrupted."""
 
-    type: ClassVar = "execution_error"
+    type: ClassVar[str] = "execution_error"
     run_id: str
     """The run."""
     code: str

@@ -77,7 +77,7 @@ class SessionState:
     """What this opening continues from."""
     _checkpoints: CheckpointDirectory = attrs.field(repr=False)
 
-    def save(self, checkpoint: Checkpoint, *, replaces: Checkpoint | None) -> None:
+    def save(self, checkpoint: Checkpoint, replaces: Checkpoint | None = None) -> None:
         """Keep *checkpoint* durably; older ones beyond the newest ten go.
 
         Args:

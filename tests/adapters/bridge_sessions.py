@@ -5,18 +5,18 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import AsyncGenerator, Iterator
+from collections.abc import AsyncGenerator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Final
 
 import attrs
-import pytest
 import trio
 
 from semibot.adapters import BridgeAgent
 from semibot.adapters.bridge import BridgeAdapter
 from semibot.config import Deadlines
+from semibot.ports import Ports
 from semibot.session import Adapter, AdapterContext, ControlPlane, Session, open_session
 from semibot.wire.codec import JsonObject
 from semibot.wire.events import ExecutionComplete, ExecutionError, SessionEvent
@@ -29,7 +29,7 @@ START_WITH_RUNS: Final = [["wait", "start"], ["say", {"type": "ready", "features
 GOOD: Final = [*START, ["serve", None]]
 
 QUICK: Final = Deadlines(
-    child_eof_grace=0.3, child_term_grace=0.3, bridge_snapshot=0.5, bridge_request=5.0
+    child_eof_grace=0.15, child_term_grace=0.15, bridge_snapshot=0.3, bridge_request=5.0
 )
 """Short where a test waits for the whole of it, long elsewhere."""
 
@@ -77,6 +77,7 @@ async def opened(
     deadlines: Deadlines = QUICK,
     payload: JsonObject | None = None,
     control_plane: ControlPlane | None = None,
+    ports: Ports | None = None,
 ) -> AsyncGenerator[Seen]:
     """Open a session, and find no process of it afterwards."""
     adapters: list[Adapter] = []
@@ -95,6 +96,7 @@ async def opened(
             deadlines=deadlines,
             payload=payload,
             control_plane=control_plane,
+            ports=ports,
         ) as session:
             adapter = adapters[0]
             assert isinstance(adapter, BridgeAdapter)
@@ -132,7 +134,12 @@ def is_alive(pid: int) -> bool:
     return True
 
 
-def logged(caplog: pytest.LogCaptureFixture, event: str) -> list[dict[str, object]]:
-    """Return what was logged under one event name."""
-    records = [getattr(record, "semibot", {}) for record in caplog.records]
-    return [record for record in records if record.get("event") == event]
+def number_in(path: Path) -> int:
+    return int(path.read_text())
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    """Look again and again, for what nobody here is told about, for at most 5 seconds."""
+    with trio.fail_after(5):
+        while not condition():  # noqa: ASYNC110 - a child makes it true, which sets no event
+            await trio.sleep(0.002)

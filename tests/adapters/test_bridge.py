@@ -13,7 +13,6 @@ from bridge_sessions import (
     QUICK,
     START,
     START_WITH_RUNS,
-    logged,
     no_process_is_left,
     opened,
     scripted,
@@ -293,7 +292,11 @@ async def test_reported_tokens_are_what_the_run_has_spent(tmp_path: Path) -> Non
     assert isinstance(events[-1], ExecutionComplete)
     assert events[-1].usage == Usage(tokens_in=7, tokens_out=3)
     assert [method for _, method, _ in plane.reported] == ["usage_report"] * 3
-    assert plane.reported[0] == ("s", "usage_report", dict(model="m", tokens_in=5, tokens_out=3))
+    assert plane.reported[0] == (
+        "s",
+        "usage_report",
+        {"model": "m", "tokens_in": 5, "tokens_out": 3},
+    )
 
 
 async def test_tokens_in_the_last_line_count_if_none_were_reported(tmp_path: Path) -> None:
@@ -407,9 +410,7 @@ async def test_without_a_control_plane_the_memory_answers(tmp_path: Path) -> Non
     assert result["score"] == 1.0
 
 
-async def test_a_refused_report_is_logged_and_ends_nothing(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+async def test_a_refused_report_is_logged_and_ends_nothing(tmp_path: Path) -> None:
     report = {"type": "cp_fire_and_forget", "method": "audit_log", "params": {"event": "e"}}
     plane = Plane(RequestFailed("FORBIDDEN", "no"))
     with capture_logs() as logs:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import signal
 from pathlib import Path
+from typing import ClassVar
 
 import attrs
 import pytest
@@ -19,9 +19,11 @@ from bridge_sessions import (
     opened,
     scripted,
     terminals,
+    until,
 )
 
 from semibot.session import Run
+from semibot.tools.ledger import Ledger
 from semibot.wire.events import ExecutionComplete, ExecutionError, SessionEvent, TextChunk
 
 CHUNK = {"type": "text", "content": "one"}
@@ -46,15 +48,6 @@ async def next_message_works(seen: Seen, *, starts: int) -> None:
     assert isinstance(events[-1], ExecutionComplete)
     assert events[-1].final_response == "echo: again"
     assert seen.adapter.statistics().starts == starts
-
-
-def of(run: Run, script: list[list[object]]) -> list[list[object]]:
-    """Return *script* with the run named in everything that is said."""
-    named = json.loads(json.dumps(script))
-    for verb, argument in named:
-        if verb == "say":
-            argument["run_id"] = "$run_id"
-    return named
 
 
 # --- bridges of level 1 ---------------------------------------------------------------
@@ -99,9 +92,56 @@ async def test_a_cancel_ends_in_time_whatever_the_child_does(tmp_path: Path) -> 
             receipt = await run.cancel()
         assert receipt is not None
         # bridge.snapshot + child.eof_grace + child.term_grace, and what the machine takes
-        assert 1.0 < receipt.seconds < 3.0
+        assert 0.6 <= receipt.seconds < 3.0
         assert [item.pid for item in receipt.stopped] == [pid]
         await next_message_works(seen, starts=2)
+
+
+async def test_a_child_that_outlives_the_grace_is_abandoned_and_goes_later(
+    tmp_path: Path,
+) -> None:
+    script = [["ignore", signal.SIGTERM], *START, *WORKING, ["hang", None]]
+    deadlines = attrs.evolve(QUICK, run_cancel_grace=0.1)
+    async with opened(tmp_path, scripted(script, GOOD), deadlines=deadlines) as seen:
+        async with seen.session.run("hello") as run:
+            await wait_text(run)
+            pid = seen.adapter.statistics().pid
+            receipt = await run.cancel()
+        assert receipt is not None
+        assert receipt.stopped == ()
+        assert ("child", pid) in [(item.kind, item.pid) for item in receipt.abandoned]
+        await next_message_works(seen, starts=2)
+        assert pid is not None
+        assert not is_alive(pid)
+
+
+async def test_a_child_that_has_said_its_last_word_is_left_alone_by_a_cancel(
+    tmp_path: Path,
+) -> None:
+    class SlowRun:
+        """A run whose events are taken by nobody."""
+
+        id = "r"
+        message = "hello"
+        metadata: ClassVar = {}
+        history = ()
+        ledger = Ledger()
+
+        async def emit(self, event: object) -> None:
+            await trio.sleep_forever()
+
+    last = {"type": "thinking", "content": "said after the end"}
+    async with opened(
+        tmp_path, scripted([*START, *WORKING, *LATE[1:], ["say", last], *GOOD[2:]])
+    ) as seen:
+        with trio.CancelScope() as scope:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(seen.adapter.handle, SlowRun())
+                await until(lambda: seen.adapter.statistics().dropped_events == 1)
+                scope.cancel()
+        assert SlowRun.ledger.under_way() == ()
+        assert seen.heard("cancel") == []
+        await next_message_works(seen, starts=1)
 
 
 async def test_a_cancel_before_the_child_is_ready_says_nothing_to_it(tmp_path: Path) -> None:
@@ -270,7 +310,7 @@ async def test_closing_the_session_interrupts_the_run_and_stops_the_child(
         assert pid is None
 
 
-@pytest.mark.parametrize("seconds", [0.0, 0.005, 0.01, 0.02, 0.03, 0.04, 0.05, 0.06, 0.08, 0.1])
+@pytest.mark.parametrize("seconds", [0.0, 0.01, 0.02, 0.03, 0.05, 0.08])
 @pytest.mark.parametrize("start", [START, START_WITH_RUNS], ids=["level 1", "knows runs"])
 async def test_a_session_cancelled_at_any_moment_leaves_nothing(
     tmp_path: Path, seconds: float, start: list[list[object]]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 from pathlib import Path
@@ -16,12 +17,14 @@ from bridge_sessions import (
     START_WITH_RUNS,
     Seen,
     is_alive,
-    logged,
+    number_in,
     opened,
     scripted,
+    until,
 )
 
 from semibot.adapters import BridgeAgent
+from semibot.live import live_ports
 from semibot.testing import capture_logs
 from semibot.wire.events import ExecutionComplete, ExecutionError, SessionEvent, TextChunk
 
@@ -85,18 +88,19 @@ async def test_a_start_line_that_is_too_long_fails_the_message(tmp_path: Path) -
     ids=["exit 0", "exit 1", "SIGSEGV", "SIGKILL"],
 )
 async def test_a_child_that_ends_during_a_run_fails_it_with_its_status(
-    tmp_path: Path, step: list[object], words: str, caplog: pytest.LogCaptureFixture
+    tmp_path: Path, step: list[object], words: str
 ) -> None:
     complaint = ["complain", 5000]
-    async with opened(tmp_path, scripted([*ASKED, PARTIAL, complaint, step], GOOD)) as seen:
-        events = await seen.ask("hello")
-        assert TextChunk(content="partial") in events
-        error = error_of(events)
-        assert error.code == "OPENCLAW_BRIDGE_EXITED"
-        assert words in error.error
-        assert error.retryable is True
-        await next_message_works(seen, starts=2)
-    (ended,) = logged(caplog, "bridge ended")
+    with capture_logs() as logs:
+        async with opened(tmp_path, scripted([*ASKED, PARTIAL, complaint, step], GOOD)) as seen:
+            events = await seen.ask("hello")
+            assert TextChunk(content="partial") in events
+            error = error_of(events)
+            assert error.code == "OPENCLAW_BRIDGE_EXITED"
+            assert words in error.error
+            assert error.retryable is True
+            await next_message_works(seen, starts=2)
+    (ended,) = [entry for entry in logs if entry["event"] == "bridge ended"]
     assert "eeee" in ended["stderr"]
     assert "eeee" not in error.error
 
@@ -107,9 +111,7 @@ async def test_a_child_that_ends_between_runs_is_replaced_by_the_next_message(
     script = [*ASKED, ["say", COMPLETE], ["wait", "snapshot"], ["exit", 1]]
     async with opened(tmp_path, scripted(script, GOOD)) as seen:
         assert isinstance((await seen.ask("hello"))[-1], ExecutionComplete)
-        with trio.fail_after(5):
-            while seen.adapter.statistics().pid is not None:
-                await trio.sleep(0.005)
+        await until(lambda: seen.adapter.statistics().pid is None)
         await next_message_works(seen, starts=2)
 
 
@@ -142,19 +144,19 @@ async def test_a_line_of_20_mb_ends_the_child_and_not_the_session(tmp_path: Path
         await next_message_works(seen, starts=2)
 
 
-async def test_garbage_is_skipped_counted_and_logged_once(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+async def test_garbage_is_skipped_counted_and_logged_once(tmp_path: Path) -> None:
     garbage = ["not JSON", "", "[1]", '"text"', '{"type": "weird"}', '{"type": ["a"]}', "{}"]
     garbage += ['{"type": "text_chunk"}', '{"type": "run_started", "run_id": "r"}', "\x00\x1b[1m"]
     said = [["put", line] for line in garbage]
     script = [*ASKED, *said, ["say", COMPLETE], ["serve", None]]
-    async with opened(tmp_path, scripted(script)) as seen:
-        events = await seen.ask("hello")
-        assert isinstance(events[-1], ExecutionComplete)
-        assert seen.adapter.statistics().skipped_lines == len(garbage)
-        await next_message_works(seen, starts=1)
-    assert len(logged(caplog, "line of a bridge skipped")) == 1
+    with capture_logs() as logs:
+        async with opened(tmp_path, scripted(script)) as seen:
+            events = await seen.ask("hello")
+            assert isinstance(events[-1], ExecutionComplete)
+            assert seen.adapter.statistics().skipped_lines == len(garbage)
+            await next_message_works(seen, starts=1)
+    skipped = [entry for entry in logs if entry["event"] == "line of a bridge skipped"]
+    assert [entry["log_level"] for entry in skipped] == ["warning"]
 
 
 async def test_a_malformed_end_is_an_end(tmp_path: Path) -> None:
@@ -213,7 +215,7 @@ async def test_what_a_child_left_behind_goes_with_it(tmp_path: Path, last: list[
     script = [["fork_twice", path], *ASKED, ["say", COMPLETE], last]
     async with opened(tmp_path, scripted(script, GOOD)) as seen:
         assert isinstance((await seen.ask("hello"))[-1], ExecutionComplete)
-        grandchild = int(Path(path).read_text())
+        grandchild = number_in(Path(path))
         if last[0] == "serve":
             assert is_alive(grandchild)
         else:
@@ -222,15 +224,29 @@ async def test_what_a_child_left_behind_goes_with_it(tmp_path: Path, last: list[
     assert not is_alive(grandchild)
 
 
+async def test_the_end_of_a_child_is_noticed_although_a_stranger_holds_its_pipes(
+    tmp_path: Path,
+) -> None:
+    path = tmp_path / "grandchild"
+    script = [["fork_twice", str(path)], *ASKED, PARTIAL, ["exit", 3]]
+    ports = attrs.evolve(live_ports(), is_simulated=True)  # without a guard
+    try:
+        async with opened(tmp_path, scripted(script, GOOD), ports=ports) as seen:
+            events = await seen.ask("hello")
+            assert TextChunk(content="partial") in events
+            assert "exit status 3" in error_of(events).error
+            await next_message_works(seen, starts=2)
+    finally:
+        os.kill(number_in(path), signal.SIGKILL)
+
+
 @pytest.mark.parametrize("descriptor", [0, 1], ids=["stdin", "stdout"])
 async def test_a_child_that_closes_a_pipe_is_replaced(tmp_path: Path, descriptor: int) -> None:
     script = [*ASKED, ["close", descriptor], ["hang", None]]
     async with opened(tmp_path, scripted(script, GOOD)) as seen:
         async with seen.session.run("hello") as run:
             if descriptor == 0:  # noticed only when there is something to say
-                with trio.fail_after(5):
-                    while seen.heard("user_message") == []:
-                        await trio.sleep(0.005)
+                await until(lambda: seen.heard("user_message") != [])
                 await run.cancel()
                 assert run.outcome == "cancelled"
             else:
@@ -269,9 +285,8 @@ async def test_a_child_that_stops_reading_does_not_hold_up_a_cancel(
 ) -> None:
     async with opened(tmp_path, scripted([*start, ["hang", None]], GOOD)) as seen:
         async with seen.session.run("x" * 200_000) as run:
+            await until(lambda: run.under_way() != ())
             with trio.fail_after(5):
-                while not run.under_way():
-                    await trio.sleep(0.005)
                 receipt = await run.cancel()
         assert receipt is not None
         assert [item.kind for item in receipt.stopped] == ["child"]

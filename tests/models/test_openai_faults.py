@@ -180,16 +180,16 @@ async def test_an_answer_cut_in_the_middle_is_broken(
     ask: Ask, is_reset: bool, framing: str
 ) -> None:
     heard = trio.Event()  # a reset discards what was not read yet
-    steps = (Text("Hel"), Gate(heard), Cut(is_reset))
+    steps = (Text("Hi "), Gate(heard), Cut(is_reset))
     outcome = await ask(Answer(steps=steps, framing=framing), heard)
     assert (outcome.error.code, outcome.error.is_retryable) == ("MODEL_STREAM_BROKEN", True)
-    assert outcome.text == "Hel"
+    assert outcome.text == "Hi "
 
 
 async def test_an_answer_that_just_ends_is_broken(ask: Ask) -> None:
-    outcome = await ask(answer(Text("Hel")))
+    outcome = await ask(answer(Text("Hi ")))
     assert outcome.error.code == "MODEL_STREAM_BROKEN"
-    assert outcome.text == "Hel"
+    assert outcome.text == "Hi "
 
 
 @asynccontextmanager
@@ -262,13 +262,13 @@ async def test_a_request_that_cannot_be_encoded_is_an_error_that_shows_nothing(
     ],
 )
 async def test_a_malformed_chunk_is_a_protocol_error(ask: Ask, data: bytes) -> None:
-    outcome = await ask(answer(Text("Hel"), Raw(data), Text("lo"), Finish(), Done()))
+    outcome = await ask(answer(Text("Hi "), Raw(data), Text("you"), Finish(), Done()))
     assert (outcome.error.code, outcome.error.is_retryable) == ("MODEL_PROTOCOL", False)
-    assert outcome.text == "Hel"
+    assert outcome.text == "Hi "
 
 
 async def test_an_endless_event_is_a_protocol_error(ask: Ask) -> None:
-    outcome = await ask(answer(Text("Hel"), Raw(b"data: " + b"x" * (MAX_EVENT_BYTES + 1))))
+    outcome = await ask(answer(Text("Hi "), Raw(b"data: " + b"x" * (MAX_EVENT_BYTES + 1))))
     assert outcome.error.code == "MODEL_PROTOCOL"
 
 
@@ -292,9 +292,9 @@ async def test_an_answer_that_is_no_stream_says_what_to_check(ask: Ask) -> None:
     ],
 )
 async def test_an_error_reported_in_the_stream_is_the_servers(ask: Ask, data: bytes) -> None:
-    outcome = await ask(answer(Text("Hel"), Raw(data)))
+    outcome = await ask(answer(Text("Hi "), Raw(data)))
     assert (outcome.error.code, outcome.error.is_retryable) == ("MODEL_SERVER_ERROR", True)
-    assert outcome.text == "Hel"
+    assert outcome.text == "Hi "
 
 
 @pytest.mark.parametrize(

@@ -34,6 +34,7 @@ from semibot.testing.model_answers import (
     Hang,
     Raw,
     Reasoning,
+    Step,
     Text,
     Tokens,
     ToolPiece,
@@ -68,12 +69,12 @@ def reply_of(items: list[StreamItem]) -> Reply:
 
 @pytest.mark.parametrize("framing", ["chunked", "close"])
 async def test_an_answer_is_streamed_and_comes_whole(open_openai: OpenModel, framing: str) -> None:
-    answer = attrs.evolve(say("Hel", "lo", reasoning="hm"), framing=framing)
+    answer = attrs.evolve(say("Hi ", "you", reasoning="hm"), framing=framing)
     async with open_model_server(answer) as server, open_openai(server.base_url) as model:
         items = await ask(model)
-    assert items[:3] == [ReasoningDelta(text="hm"), TextDelta(text="Hel"), TextDelta(text="lo")]
+    assert items[:3] == [ReasoningDelta(text="hm"), TextDelta(text="Hi "), TextDelta(text="you")]
     assert reply_of(items) == Reply(
-        message=Message(role="assistant", content="Hello"),
+        message=Message(role="assistant", content="Hi you"),
         usage=Usage(tokens_in=11, tokens_out=2),
         finish_reason="stop",
     )
@@ -121,30 +122,27 @@ async def test_calls_without_ids_get_fresh_ones(open_openai: OpenModel) -> None:
     assert one.id != two.id
 
 
+RUBBISH = Raw(b"data: {\n\n")
+
+
 @pytest.mark.parametrize(
     ("steps", "usage"),
     [
-        pytest.param(
-            (Text("x"), Finish(), Tokens(3, 4)), Usage(tokens_in=3, tokens_out=4), id="no mark"
-        ),
-        pytest.param((Text("x"), Done()), Usage(), id="no reason"),
-        pytest.param((Text("x"), Finish(), Done()), Usage(), id="no usage"),
-        pytest.param((Text("x"), Finish()), Usage(), id="only a reason"),
-        pytest.param((Text("x"), Finish(), Cut()), Usage(), id="cut after the reason"),
-        pytest.param((Text("x"), Finish(), Raw(b"data: {\n\n")), Usage(), id="rubbish after it"),
-        pytest.param(
-            (Text("x"), Done(), Raw(b"data: {\n\n")), Usage(), id="rubbish after the mark"
-        ),
-        pytest.param(
-            (Text("x"), Raw(b"data: [DONE]\n\ndata: {\n\n")), Usage(), id="rubbish with it"
-        ),
+        pytest.param((Finish(), Tokens(3, 4)), Usage(tokens_in=3, tokens_out=4), id="no mark"),
+        pytest.param((Done(),), Usage(), id="no reason"),
+        pytest.param((Finish(), Done()), Usage(), id="no usage"),
+        pytest.param((Finish(),), Usage(), id="only a reason"),
+        pytest.param((Finish(), Cut()), Usage(), id="cut after the reason"),
+        pytest.param((Finish(), RUBBISH), Usage(), id="rubbish after the reason"),
+        pytest.param((Done(), RUBBISH), Usage(), id="rubbish after the mark"),
+        pytest.param((Raw(b"data: [DONE]\n\ndata: {\n\n"),), Usage(), id="rubbish with the mark"),
     ],
 )
 async def test_a_complete_answer_may_end_in_many_ways(
-    open_openai: OpenModel, steps: tuple[Text, ...], usage: Usage
+    open_openai: OpenModel, steps: tuple[Step, ...], usage: Usage
 ) -> None:
     async with (
-        open_model_server(Answer(steps=steps)) as server,
+        open_model_server(Answer(steps=(Text("x"), *steps))) as server,
         open_openai(server.base_url) as model,
     ):
         reply = reply_of(await ask(model))

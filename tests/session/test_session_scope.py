@@ -236,3 +236,21 @@ async def test_statistics_say_what_is_going_on(autojump_clock: MockClock, tmp_pa
         assert session.statistics().worst_block is None
         assert session.id == "s1"
         assert session.workspace == tmp_path
+
+
+async def test_even_ctrl_c_inside_an_adapter_leaves_every_run_with_an_end(
+    autojump_clock: MockClock, tmp_path: Path
+) -> None:
+    async def handle(_: ActiveRun) -> None:
+        raise KeyboardInterrupt
+
+    runs: list[Run] = []
+    with pytest.raises(BaseExceptionGroup) as caught:
+        async with opened(tmp_path, handle) as session, session.run("x") as run:
+            runs.append(run)
+            async with session.run("y", on_busy="enqueue") as queued:
+                runs.append(queued)
+                await queued.wait()
+    assert caught.group_contains(KeyboardInterrupt)
+    assert [run.outcome for run in runs] == ["interrupted", "interrupted"]
+    assert trio.current_time() < 1

@@ -22,7 +22,19 @@ from semibot.models import (
     strict_problems,
 )
 from semibot.testing import simulated_ports
-from semibot.testing.model_answers import Answer, Finish, Gate, Hang, Refusal, Text, say
+from semibot.testing.model_answers import (
+    Answer,
+    Cut,
+    Finish,
+    Gate,
+    Hang,
+    Pause,
+    Refusal,
+    Step,
+    Text,
+    encode_step,
+    say,
+)
 from semibot.testing.model_server import (
     Behaviour,
     ModelServer,
@@ -70,14 +82,14 @@ async def read_error(stream: trio.SocketStream) -> tuple[bytes, str]:
 
 
 async def test_an_answer_is_played_and_the_connection_kept() -> None:
-    async with open_model_server(say("Hel", "lo")) as server:
+    async with open_model_server(say("Hi ", "you")) as server:
         stream = await connect(server)
         async with stream:
             for _ in range(2):
                 await stream.send_all(encode(QUESTION))
                 data = await read_until(stream, b"[DONE]\n\n\r\n0\r\n\r\n")
                 assert data.startswith(b"HTTP/1.1 200 OK\r\n")
-                assert data.index(b'"content":"Hel"') < data.index(b'"content":"lo"')
+                assert data.index(b'"content":"Hi "') < data.index(b'"content":"you"')
     assert len(server.connections) == 1
     assert [request.messages[0].content for request in server.requests] == ["Hello", "Hello"]
 
@@ -322,3 +334,8 @@ def test_the_command_refuses_what_it_does_not_know(capsys: pytest.CaptureFixture
     with pytest.raises(SystemExit):
         main(["--nonsense"])
     assert "usage: python -m semibot.testing.model_server" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("step", [Pause(1.0), Gate(trio.Event()), Hang(), Cut()])
+def test_waits_and_cuts_put_nothing_into_the_stream(step: Step) -> None:
+    assert encode_step(step, "m") == b""

@@ -60,7 +60,7 @@ class AlteredGuards:
             if measurement is not None:
                 files = [measurement.config.config_file or "", measurement.config.data_file]
             altered = str(PROGRAMS / "altered_guard.py")
-            argv = [sys.executable, altered, self.alteration, *files, *argv[4:]]
+            argv = [sys.executable, altered, self.alteration, *files, *argv[3:]]
         return await live_spawn(argv, cwd=cwd, environment=environment, pass_fds=pass_fds)
 
 

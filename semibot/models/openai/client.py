@@ -97,13 +97,13 @@ class OpenAIClient:
             trust_env=False,
             event_hooks={"request": [self._set_headers]},
         )
-        # Everything that has a default is given, so that the SDK looks up none.
+        # What has a default is given, so that the SDK does not look it up. What it looks up
+        # all the same, custom headers and a webhook secret, reaches no request.
         self._sdk = openai.AsyncOpenAI(
             api_key=settings.api_key.reveal(),
             admin_api_key="",
             organization="",
             project="",
-            webhook_secret="",
             base_url=settings.base_url,
             timeout=None,
             max_retries=0,
@@ -189,7 +189,7 @@ def _trust(ca_file: str | None) -> ssl.SSLContext | bool:
 
 
 async def _end_reading(body: AsyncIterator[bytes]) -> None:
-    with trio.CancelScope() as scope:
+    with trio.CancelScope() as scope:  # noqa: ASYNC912 - anext() has the cancel points
         scope.cancel("the model's stream was left")
         try:
             while True:  # what is buffered comes first; then the cancellation hits
@@ -262,7 +262,7 @@ class _ChatStream:
     async def _read_tail(self) -> None:
         """Wait, for a moment, for the usage report and the end of the body."""
         try:
-            with trio.move_on_after(USAGE_WAIT):
+            with trio.move_on_after(USAGE_WAIT):  # noqa: ASYNC912 - maybe nothing to wait for
                 while not self._has_done and self._builder.usage is None:
                     data = await self._read()
                     if not data:

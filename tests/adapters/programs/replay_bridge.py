@@ -32,7 +32,8 @@ def main() -> None:
         for saying in sayings:
             if saying["type"] == "snapshot_response":
                 saying["id"] = frame["id"]
-            print(json.dumps(saying), flush=True)
+            sys.stdout.write(json.dumps(saying) + "\n")
+            sys.stdout.flush()
     while True:
         next_frame()
 

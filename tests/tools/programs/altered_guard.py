@@ -1,4 +1,4 @@
-"""Run the guard under measurement, or sabotaged: ALTERATION CONFIG DATA, then its own words.
+"""Run the guard under measurement, or sabotaged: ALTERATION CONFIG DATA GUARD, then its words.
 
 It must start in isolation, where coverage's own way of following child processes does not
 reach. CONFIG is empty if nothing is measured.
@@ -7,19 +7,21 @@ reach. CONFIG is empty if nothing is measured.
 from __future__ import annotations
 
 import os
+import runpy
 import signal
 import sys
 import time
 from types import SimpleNamespace
 
-alteration, config_file, data_file = sys.argv[1:4]
-sys.argv[1:] = sys.argv[4:]
+alteration, config_file, data_file, guard_file = sys.argv[1:5]
+sys.argv[1:] = sys.argv[5:]
 
 if config_file:
     import coverage
 
     measurement = coverage.Coverage(config_file=config_file, data_file=data_file, data_suffix=True)
-    measurement.start()
+    measurement.set_option("run:disable_warnings", ["module-not-imported"])
+    measurement.start(); open(f"/tmp/cov/who.{os.getpid()}","w").write(str(sys.argv)+alteration)
 
     def save_before(function):
         def wrapped(*arguments):
@@ -31,7 +33,7 @@ if config_file:
     os.execve = save_before(os.execve)
     os._exit = save_before(os._exit)
 
-from semibot.tools import guard  # noqa: E402 - importing it is part of what is measured
+guard = runpy.run_path(guard_file, run_name="semibot.tools.guard")
 
 guard_pid = os.getpid()
 real = SimpleNamespace(
@@ -78,4 +80,4 @@ match word:
         os.kill = kill_others
     case "hasty":  # /proc lists what has ended before one can look at it
         os.listdir = lambda path: [*real.listdir(path), "4194305"]
-guard.main()
+guard["main"]()
