@@ -77,10 +77,14 @@ def find_documented_name(
         return None
     domain = env.domains.python_domain
     suffix = "." + node["reftarget"].rpartition(".")[2]
+    kinds = domain.objtypes_for_role(node["reftype"]) or list(domain.object_types)
     found = {
         name
         for name, entry in domain.objects.items()
-        if name.startswith("semibot.") and name.endswith(suffix) and not entry.aliased
+        if name.startswith("semibot.")
+        and name.endswith(suffix)
+        and entry.objtype in kinds
+        and not entry.aliased
     }
     if len(found) != 1:
         return None

@@ -1,7 +1,4 @@
-"""A bridge: an agent in a program of its own, in any language, that semibot starts and stops.
-
-Each side says one JSON object a line. ``bridge_session.py`` runs this one.
-"""
+"""A bridge: an agent that is a program of its own, in any language. It speaks JSON lines."""
 
 from __future__ import annotations
 

@@ -189,15 +189,11 @@ class BridgeAdapter(Adapter):
             except BaseException:
                 turn.abandon()
                 with grace("run.cancel_grace", self._context.deadlines.run_cancel_grace):
-                    if not await self._has_confirmed_cancel(child, turn):
-                        _stop(child, activity)
-                        await child.wait_ended()
-                if not turn.is_over:  # there was no time even to ask
+                    await self._call_off(child, turn, activity)
+                if activity.is_open:  # the grace ran out: it goes when it goes
                     _stop(child, activity)
                 raise
-            finally:
-                if turn.is_over or child.has_ended:
-                    activity.close()
+        activity.close()
 
     def _user_message(self, run: ActiveRun, *, knows_runs: bool) -> UserMessage:
         def frame(history: Sequence[JsonValue]) -> UserMessage:
@@ -252,17 +248,22 @@ class BridgeAdapter(Adapter):
             await run.emit(TextChunk(content=frame.final_response))
         await run.complete(frame.final_response, termination_reason=frame.termination_reason)
 
-    async def _has_confirmed_cancel(self, child: BridgeChild, turn: Turn) -> bool:
-        """Tell the bridge to stop working on the run; return whether it surely has."""
+    async def _call_off(self, child: BridgeChild, turn: Turn, activity: Activity) -> None:
+        """Have the bridge stop working on the run; stop the bridge if that is not certain."""
+        if not turn.is_over and not await self._confirms_cancel(child, turn):
+            _stop(child, activity)
+            await child.wait_ended()
+        activity.close()
+
+    async def _confirms_cancel(self, child: BridgeChild, turn: Turn) -> bool:
         with trio.move_on_after(self._context.deadlines.bridge_snapshot):
-            if not turn.is_over:
-                run_id = turn.run_id if turn.knows_runs else None
-                await child.say(Cancel(session_id=self._context.session_id, run_id=run_id))
+            run_id = turn.run_id if turn.knows_runs else None
+            await child.say(Cancel(session_id=self._context.session_id, run_id=run_id))
             if turn.knows_runs:
                 await turn.wait_over()
-            else:
-                await child.ask_snapshot()
-        return turn.knows_runs and turn.is_over
+                return True
+            await child.ask_snapshot()
+        return False  # whatever a bridge of level 1 answers, it may go on with the run
 
     # --- state ------------------------------------------------------------------------
 

@@ -56,7 +56,7 @@ def describe_receipt(receipt: Receipt) -> list[str]:
 
 
 def _activity(record: ActivityRecord) -> str:
-    parts = [f"{record.kind.replace('_', ' ')} {record.name}"]
+    parts = [f"{record.kind} {record.name}"]
     if record.pid is not None:
         parts.append(f"pid {record.pid}")
     parts.append(f"after {record.seconds:.1f} s")

@@ -24,9 +24,6 @@ def configure_logs(*, is_verbose: bool) -> None:
     logger = logging.getLogger("semibot")
     logger.setLevel(logging.INFO if is_verbose else logging.WARNING)
     logger.propagate = False
-    if sys.stderr is None:  # nowhere to send it: standard output is for answers
-        logger.addHandler(logging.NullHandler())
-        return
-    handler = logging.StreamHandler(sys.stderr)
+    handler = logging.NullHandler() if sys.stderr is None else logging.StreamHandler(sys.stderr)
     handler.setFormatter(_PlainFormatter())
-    logger.addHandler(handler)
+    logger.handlers = [handler]  # so that a second call does not say everything twice

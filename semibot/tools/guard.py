@@ -148,6 +148,16 @@ def _say(status: int, line: str) -> None:
         return  # the owner is gone, which the control pipe tells as well
 
 
+def _reset_signals() -> None:
+    """Undo what this program and its owner did to signals, so that the child gets them all."""
+    for signum in signal.valid_signals():
+        try:
+            signal.signal(signum, signal.SIG_DFL)
+        except OSError:
+            continue  # SIGKILL and SIGSTOP have no other way of being handled
+    signal.pthread_sigmask(signal.SIG_SETMASK, [])
+
+
 def _ignore(signum: int, frame: object) -> None:
     """Handle a signal; unlike SIG_IGN, this leaves a byte in the wake-up pipe."""
 
@@ -206,20 +216,14 @@ class _Guard:
         stage = "setup"
         try:
             self._prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-            if os.getppid() != guard:  # it died before the signal was armed
-                os._exit(127)
-            os.setsid()
-            for signum in signal.valid_signals():
-                try:
-                    signal.signal(signum, signal.SIG_DFL)
-                except OSError:
-                    continue  # SIGKILL and SIGSTOP have no other way of being handled
-            signal.pthread_sigmask(signal.SIG_SETMASK, [])
-            if order.cwd:
-                stage = "cwd"
-                os.chdir(order.cwd)
-            stage = "exec"
-            os.execvpe(order.argv[0], order.argv, order.environment)  # noqa: S606 - on purpose
+            if os.getppid() == guard:  # else it died before the signal was armed
+                os.setsid()
+                _reset_signals()
+                if order.cwd:
+                    stage = "cwd"
+                    os.chdir(order.cwd)
+                stage = "exec"
+                os.execvpe(order.argv[0], order.argv, order.environment)  # noqa: S606 - on purpose
         except OSError as exc:
             os.write(report, f"{stage} {exc.errno}".encode())
         finally:

@@ -44,9 +44,7 @@ class Finished:
     err: str
 
 
-async def run_program(
-    *arguments: str, cwd: Path, stdin: bytes = b"", **variables: str
-) -> Finished:
+async def run_program(*arguments: str, cwd: Path, stdin: bytes = b"", **variables: str) -> Finished:
     """Run the program on pipes to its end."""
     with trio.fail_after(PATIENCE):
         done = await trio.run_process(
@@ -116,7 +114,7 @@ class Terminal:
     async def see(self, text: str) -> str:
         """Wait for *text* after what was seen before, and return what came up to its end."""
         while (found := self.seen.find(text, self._position)) < 0:
-            assert await self._read(), f"{text!r} never came, only {self.seen[self._position:]!r}"
+            assert await self._read(), f"{text!r} never came, only {self.seen[self._position :]!r}"
         start, self._position = self._position, found + len(text)
         return self.seen[start : self._position]
 

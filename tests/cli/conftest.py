@@ -1,8 +1,9 @@
 from __future__ import annotations
 
+import logging
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -18,7 +19,19 @@ UNSET = (
 
 
 @pytest.fixture
-def run_here(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> RunHere:
+def semibot_logger() -> Iterator[logging.Logger]:
+    """Put the logger back as it was: the command line sets it up for a whole process."""
+    logger = logging.getLogger("semibot")
+    before = (logger.level, logger.propagate, logger.handlers)
+    yield logger
+    logger.setLevel(before[0])
+    logger.propagate, logger.handlers = before[1:]
+
+
+@pytest.fixture
+def run_here(
+    semibot_logger: logging.Logger, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> RunHere:
     """Run the command line in this process, in an empty directory, with nothing configured."""
     for name in UNSET:
         monkeypatch.delenv(name, raising=False)

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import pty
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -141,9 +142,13 @@ async def test_a_message_that_is_too_long_is_refused(tmp_path: Path) -> None:
             await Keyboard(file).read_all()
 
 
-async def test_input_that_fails_is_at_its_end() -> None:
-    with pipe() as (_, writer):
-        assert await Keyboard(writer).read_line() is None  # cannot be read from
+async def test_input_of_a_terminal_that_is_gone_is_at_its_end() -> None:
+    master, slave = pty.openpty()
+    with os.fdopen(slave) as reader:
+        keyboard = Keyboard(reader)
+        assert keyboard.is_terminal
+        os.close(master)  # the terminal is gone
+        assert await keyboard.read_line() is None
 
 
 async def test_closed_input_is_at_its_end() -> None:

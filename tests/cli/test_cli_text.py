@@ -36,7 +36,10 @@ def test_clean_text_has_no_control_character_but_newline_and_tab(text: str) -> N
 
 
 def test_clean_text_keeps_what_people_write() -> None:
-    assert clean("Grüße,\n\tä 你好 🙂\x1b]0;title\x07\r\x9b31m\x7f") == "Grüße,\n\tä 你好 🙂]0;title31m"
+    assert (
+        clean("Grüße,\n\tä 你好 🙂\x1b]0;title\x07\r\x9b31m\x7f")
+        == "Grüße,\n\tä 你好 🙂]0;title31m"
+    )
 
 
 @given(st.text())
@@ -95,7 +98,7 @@ def test_a_receipt_lists_what_was_stopped_and_what_was_abandoned() -> None:
     )
     assert describe_receipt(receipt) == [
         "cancelled (user_cancelled) in 0.12 s; 5 tokens in, 2 out",
-        "  stopped    tool call run_command, after 3.2 s",
+        "  stopped    tool_call run_command, after 3.2 s",
         "  stopped    child sleep, pid 4711, after 3.2 s",
         "  abandoned  thread slow, after 0.5 s, wrote a.txt",
     ]

@@ -15,27 +15,31 @@ from types import SimpleNamespace
 
 alteration, config_file, data_file, guard_file = sys.argv[1:5]
 sys.argv[1:] = sys.argv[5:]
+word, _, number = alteration.partition(" ")
+guard_pid = os.getpid()
 
 if config_file:
     import coverage
 
     measurement = coverage.Coverage(config_file=config_file, data_file=data_file, data_suffix=True)
     measurement.set_option("run:disable_warnings", ["module-not-imported"])
-    measurement.start(); open(f"/tmp/cov/who.{os.getpid()}","w").write(str(sys.argv)+alteration)
+    measurement.start()
 
-    def save_before(function):
+    def saving(function, *, is_time=lambda: True):
         def wrapped(*arguments):
-            measurement.save()
+            if is_time():
+                measurement.save()
             return function(*arguments)
 
         return wrapped
 
-    os.execve = save_before(os.execve)
-    os._exit = save_before(os._exit)
+    # A program that cannot be started is killed as soon as it has said so, not after saving.
+    os.write = saving(os.write, is_time=lambda: os.getpid() != guard_pid)
+    os.execve = saving(os.execve)
+    os._exit = saving(os._exit, is_time=lambda: os.getpid() == guard_pid or word == "dying")
 
 guard = runpy.run_path(guard_file, run_name="semibot.tools.guard")
 
-guard_pid = os.getpid()
 real = SimpleNamespace(
     fork=os.fork, getppid=os.getppid, kill=os.kill, listdir=os.listdir, pidfd_open=os.pidfd_open
 )
@@ -56,7 +60,6 @@ def kill_others(target, signum):
     return refuse() if signum == signal.SIGTERM else real.kill(target, signum)
 
 
-word, _, number = alteration.partition(" ")
 match word:
     case "no-ctypes":
         sys.modules["ctypes"] = None
