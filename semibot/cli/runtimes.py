@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Final
@@ -13,6 +14,7 @@ from semibot.adapters.openclaw import openclaw_agent
 from semibot.config import Deadlines
 from semibot.errors import UsageError
 from semibot.models import resolve_model
+from semibot.models.openai import OpenAIModel
 from semibot.ports import Ports
 from semibot.session import AdapterFactory
 from semibot.tools import Grant, Policy
@@ -43,6 +45,10 @@ async def _make_graph(ports: Ports, model: str | None, grants: Sequence[str]) ->
     # Opening a model does no I/O; only an open one has a name.
     async with resolve_model(model)(ports, Deadlines()) as opened:
         name = opened.name
+        if isinstance(opened, OpenAIModel):
+            # Its SDK takes a second to import. Better now, when nothing else is under way,
+            # than in the first run, where everything would stand still.
+            importlib.import_module("semibot.models.openai.client")
     return Runtime(adapter=GraphAgent(model, grants=parsed), model=name, payload={})
 
 

@@ -6,12 +6,12 @@ from .adapter import AdapterFactory as AdapterFactory
 from .adapter import ControlPlane as ControlPlane
 from .journal import Cursor as Cursor
 from .journal import JournalEntry as JournalEntry
+from .journal import RunEvents as RunEvents
 from .opening import open_session as open_session
 from .run import ActiveRun as ActiveRun
 from .run import Closed as Closed
 from .run import Emitted as Emitted
 from .run import Run as Run
-from .run import RunEvents as RunEvents
 from .session import BusyPolicy as BusyPolicy
 from .session import Session as Session
 from .session import SessionStatistics as SessionStatistics

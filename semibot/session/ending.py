@@ -148,8 +148,8 @@ def _failure(error: Exception | None) -> Failed:
 def type_names(error: BaseException) -> str:
     """Return the type of *error*, or of every leaf of a group; never its text."""
     if isinstance(error, BaseExceptionGroup):
-        children = cast("tuple[BaseException, ...]", error.exceptions)
-        return ", ".join(type_names(child) for child in children)
+        group = cast("BaseExceptionGroup[BaseException]", error)
+        return ", ".join(type_names(child) for child in group.exceptions)
     return type(error).__name__
 
 

@@ -10,13 +10,14 @@ raises :exc:`~semibot.errors.CursorExpired` (protocol section 5, "Without a host
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Awaitable, Callable
 from typing import Final, Self, final
 
 import attrs
 import trio
 
 from semibot.errors import CursorExpired
-from semibot.wire.events import SessionEvent, encode_event
+from semibot.wire.events import ExecutionComplete, ExecutionError, SessionEvent, encode_event
 
 MAX_BYTES: Final = 16 * 1024 * 1024
 """Most bytes of encoded events that are kept."""
@@ -169,3 +170,42 @@ class Cursor:
             raise StopAsyncIteration
         self._after = entry.seq
         return entry
+
+
+@final
+class RunEvents:
+    """One run's events: an async iterator over :data:`~semibot.wire.events.SessionEvent`.
+
+    Args:
+        open_cursor: Waits for the run's turn and returns a cursor before its first event.
+    """
+
+    def __init__(self, open_cursor: Callable[[], Awaitable[Cursor]]) -> None:
+        self._open_cursor = open_cursor
+        self._cursor: Cursor | None = None
+        self._is_done = False
+        self._last_id: str | None = None
+
+    @property
+    def last_id(self) -> str | None:
+        """Id of the newest event that was handed out, ``<term>-<seq>``."""
+        return self._last_id
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> SessionEvent:
+        """Return the next event of the run.
+
+        Raises:
+            CursorExpired: If the reader was so slow that it is no longer kept.
+            StopAsyncIteration: After the terminal event.
+        """
+        if self._is_done:
+            raise StopAsyncIteration
+        if self._cursor is None:
+            self._cursor = await self._open_cursor()
+        entry = await self._cursor.__anext__()
+        self._last_id = entry.id
+        self._is_done = isinstance(entry.event, ExecutionComplete | ExecutionError)
+        return entry.event

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import contextvars
 from collections.abc import Awaitable, Callable
-from typing import Final, Self, final
+from typing import Final, final
 
 import attrs
 import trio
@@ -27,11 +27,8 @@ from semibot.wire.chat import Message
 from semibot.wire.codec import JsonObject
 from semibot.wire.events import (
     PROGRESS_TYPES,
-    ExecutionComplete,
-    ExecutionError,
     ProgressEvent,
     RunStarted,
-    SessionEvent,
     TerminalEvent,
     TextChunk,
     Usage,
@@ -39,7 +36,7 @@ from semibot.wire.events import (
 from semibot.wire.receipts import ActivityRecord, Outcome, Receipt
 
 from .ending import Completed, Failed, Stop, StopOutcome, decide_ending
-from .journal import Cursor, Journal
+from .journal import Cursor, Journal, RunEvents
 
 log = get_logger(__name__)
 
@@ -137,7 +134,12 @@ class Run:
     @property
     def events(self) -> RunEvents:
         """A new cursor over this run's events, from ``run_started`` to the terminal one."""
-        return RunEvents(self)
+        return RunEvents(self._open_cursor)
+
+    async def _open_cursor(self) -> Cursor:
+        # Unbounded on purpose: the run's turn comes when the earlier ones have ended.
+        await self._begun.wait()
+        return self._journal.cursor(after=self._first_seq - 1)
 
     async def wait(self) -> Outcome:
         """Wait until the run has ended; cancelling the wait does not cancel the run."""
@@ -328,43 +330,6 @@ class Run:
             usage=self._usage,
             seconds=round(trio.current_time() - stop.at, 3),
         )
-
-
-@final
-class RunEvents:
-    """A cursor over one run's events: an async iterator over :data:`SessionEvent`."""
-
-    def __init__(self, run: Run) -> None:
-        self._run = run
-        self._cursor: Cursor | None = None
-        self._is_done = False
-        self._last_id: str | None = None
-
-    @property
-    def last_id(self) -> str | None:
-        """Id of the newest event that was handed out, ``<term>-<seq>``."""
-        return self._last_id
-
-    def __aiter__(self) -> Self:
-        return self
-
-    async def __anext__(self) -> SessionEvent:
-        """Return the next event of the run.
-
-        Raises:
-            CursorExpired: If the reader was so slow that it is no longer kept.
-            StopAsyncIteration: After the terminal event.
-        """
-        if self._is_done:
-            raise StopAsyncIteration
-        if self._cursor is None:
-            # Unbounded on purpose: the run's turn comes when the earlier ones have ended.
-            await self._run._begun.wait()
-            self._cursor = self._run._journal.cursor(after=self._run._first_seq - 1)
-        entry = await self._cursor.__anext__()
-        self._last_id = entry.id
-        self._is_done = isinstance(entry.event, ExecutionComplete | ExecutionError)
-        return entry.event
 
 
 @final

@@ -18,7 +18,7 @@ from semibot.adapters.bridge import BridgeAdapter
 from semibot.config import Deadlines
 from semibot.ports import Ports
 from semibot.session import Adapter, AdapterContext, ControlPlane, Session, open_session
-from semibot.wire.codec import JsonObject
+from semibot.wire.codec import JsonObject, JsonValue
 from semibot.wire.events import ExecutionComplete, ExecutionError, SessionEvent
 
 PROGRAMS: Final = Path(__file__).with_name("programs")
@@ -27,6 +27,7 @@ PYTHON: Final = (sys.executable, "-I", "-S")
 START: Final = [["wait", "start"], ["say", {"type": "ready"}]]
 START_WITH_RUNS: Final = [["wait", "start"], ["say", {"type": "ready", "features": ["run_id"]}]]
 GOOD: Final = [*START, ["serve", None]]
+COMPLETE: Final = {"type": "execution_complete", "final_response": "done"}
 
 QUICK: Final = Deadlines(
     child_eof_grace=0.15, child_term_grace=0.15, bridge_snapshot=0.3, bridge_request=5.0
@@ -38,6 +39,34 @@ def scripted(*scripts: list[list[object]]) -> BridgeAgent:
     """Return an agent whose n-th child follows the n-th script, the last for all that follow."""
     program = str(PROGRAMS / "scripted_bridge.py")
     return BridgeAgent([*PYTHON, program, json.dumps(scripts)])
+
+
+def one_run(*sayings: JsonObject) -> list[list[object]]:
+    """Return a script that answers the first message with *sayings*, and then serves."""
+    said = [["say", saying] for saying in sayings]
+    return [*START, ["wait", "user_message"], *said, ["serve", None]]
+
+
+class Plane:
+    """A control plane that records what it is asked and answers as it is told."""
+
+    def __init__(self, answer: JsonValue | Exception = None) -> None:
+        self.answer = answer
+        self.asked: list[tuple[str, str, JsonObject]] = []
+        self.reported: list[tuple[str, str, JsonObject]] = []
+
+    async def request(self, session_id: str, method: str, params: JsonObject) -> JsonValue:
+        await trio.lowlevel.checkpoint()
+        self.asked.append((session_id, method, params))
+        if isinstance(self.answer, Exception):
+            raise self.answer
+        return self.answer
+
+    async def fire_and_forget(self, session_id: str, method: str, params: JsonObject) -> None:
+        await trio.lowlevel.checkpoint()
+        self.reported.append((session_id, method, params))
+        if isinstance(self.answer, Exception):
+            raise self.answer
 
 
 @attrs.define

@@ -8,23 +8,22 @@ from pathlib import Path
 import pytest
 import trio
 from bridge_sessions import (
+    COMPLETE,
     GOOD,
     PYTHON,
     QUICK,
     START,
     START_WITH_RUNS,
     no_process_is_left,
+    one_run,
     opened,
     scripted,
 )
 
 from semibot.adapters import BridgeAgent
-from semibot.config import Deadlines
-from semibot.errors import RequestFailed
 from semibot.session import open_session
-from semibot.testing import capture_logs
 from semibot.wire.chat import Message
-from semibot.wire.codec import JsonObject, JsonValue
+from semibot.wire.codec import JsonObject
 from semibot.wire.events import (
     ExecutionComplete,
     ExecutionError,
@@ -33,39 +32,9 @@ from semibot.wire.events import (
     Thinking,
     ToolCallComplete,
     ToolCallStart,
-    Usage,
 )
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "bridge_child.py"
-COMPLETE = {"type": "execution_complete", "final_response": "done"}
-
-
-class Plane:
-    """A control plane that records what it is asked and answers as it is told."""
-
-    def __init__(self, answer: JsonValue | Exception = None) -> None:
-        self.answer = answer
-        self.asked: list[tuple[str, str, JsonObject]] = []
-        self.reported: list[tuple[str, str, JsonObject]] = []
-
-    async def request(self, session_id: str, method: str, params: JsonObject) -> JsonValue:
-        await trio.lowlevel.checkpoint()
-        self.asked.append((session_id, method, params))
-        if isinstance(self.answer, Exception):
-            raise self.answer
-        return self.answer
-
-    async def fire_and_forget(self, session_id: str, method: str, params: JsonObject) -> None:
-        await trio.lowlevel.checkpoint()
-        self.reported.append((session_id, method, params))
-        if isinstance(self.answer, Exception):
-            raise self.answer
-
-
-def one_run(*sayings: JsonObject) -> list[list[object]]:
-    """Return a script that answers the first message with *sayings*, and then serves."""
-    said = [["say", saying] for saying in sayings]
-    return [*START, ["wait", "user_message"], *said, ["serve", None]]
 
 
 async def test_a_message_is_answered_by_the_bridge_with_its_text(tmp_path: Path) -> None:
@@ -271,164 +240,6 @@ async def test_a_cancel_that_nobody_asked_for_is_a_failure(tmp_path: Path) -> No
     assert isinstance(events[-1], ExecutionError)
     assert events[-1].code == "OPENCLAW_EXECUTION_ERROR"
     assert events[-1].retryable is True
-
-
-# --- usage ----------------------------------------------------------------------------
-
-
-async def test_reported_tokens_are_what_the_run_has_spent(tmp_path: Path) -> None:
-    def report(**params: object) -> JsonObject:
-        return {"type": "cp_fire_and_forget", "method": "usage_report", "params": params}  # type: ignore[dict-item]  # JSON
-
-    script = one_run(
-        report(model="m", tokens_in=5, tokens_out=3),
-        report(tokens_in=2, tokens_out="many"),
-        report(tokens_in=-4, tokens_out=True),
-        {**COMPLETE, "usage": {"tokens_in": 100, "tokens_out": 100}},
-    )
-    plane = Plane()
-    async with opened(tmp_path, scripted(script), control_plane=plane) as seen:
-        events = await seen.ask("hello")
-    assert isinstance(events[-1], ExecutionComplete)
-    assert events[-1].usage == Usage(tokens_in=7, tokens_out=3)
-    assert [method for _, method, _ in plane.reported] == ["usage_report"] * 3
-    assert plane.reported[0] == (
-        "s",
-        "usage_report",
-        {"model": "m", "tokens_in": 5, "tokens_out": 3},
-    )
-
-
-async def test_tokens_in_the_last_line_count_if_none_were_reported(tmp_path: Path) -> None:
-    script = one_run({**COMPLETE, "usage": {"tokens_in": 4, "tokens_out": 2}})
-    async with opened(tmp_path, scripted(script)) as seen:
-        events = await seen.ask("hello")
-    assert isinstance(events[-1], ExecutionComplete)
-    assert events[-1].usage == Usage(tokens_in=4, tokens_out=2)
-
-
-# --- the control plane ----------------------------------------------------------------
-
-ASK = {"type": "cp_request", "id": "r1", "session_id": "other", "method": "get_session"}
-
-
-def asking(**fields: JsonValue) -> list[list[object]]:
-    asked = {**ASK, "params": {"session_id": "x"}, **fields}
-    said = [["say", asked], ["wait", "cp_response"], ["say", COMPLETE], ["serve", None]]
-    return [*START, ["wait", "user_message"], *said]
-
-
-async def test_a_request_is_answered_for_this_session_whatever_it_says(tmp_path: Path) -> None:
-    plane = Plane({"session": {}, "agent": None})
-    async with opened(tmp_path, scripted(asking()), control_plane=plane) as seen:
-        await seen.ask("hello")
-        (response,) = seen.heard("cp_response")
-    assert plane.asked == [("s", "get_session", {"session_id": "x"})]
-    assert response == {
-        "type": "cp_response",
-        "id": "r1",
-        "result": {"session": {}, "agent": None},
-        "error": None,
-    }
-
-
-@pytest.mark.parametrize(
-    ("answer", "code"),
-    [
-        (RequestFailed("NOT_FOUND", "no such thing"), "NOT_FOUND"),
-        (RuntimeError("password"), "CP_REQUEST_FAILED"),
-        ("x" * 1024 * 1024, "CP_REQUEST_FAILED"),
-        ({"a": float("nan")}, "CP_REQUEST_FAILED"),
-    ],
-    ids=["refused", "raises", "too long", "not JSON"],
-)
-async def test_a_request_that_fails_is_answered_with_a_code(
-    tmp_path: Path, answer: JsonValue | Exception, code: str
-) -> None:
-    async with opened(tmp_path, scripted(asking()), control_plane=Plane(answer)) as seen:
-        assert isinstance((await seen.ask("hello"))[-1], ExecutionComplete)
-        (response,) = seen.heard("cp_response")
-    assert response["result"] is None
-    assert response["error"]["code"] == code
-    assert "password" not in response["error"]["message"]
-
-
-async def test_a_request_that_takes_too_long_is_answered(tmp_path: Path) -> None:
-    class Slow(Plane):
-        async def request(self, session_id: str, method: str, params: JsonObject) -> JsonValue:
-            await trio.sleep_forever()
-
-    deadlines = Deadlines(bridge_request=0.1)
-    async with opened(
-        tmp_path, scripted(asking()), control_plane=Slow(), deadlines=deadlines
-    ) as seen:
-        await seen.ask("hello")
-        (response,) = seen.heard("cp_response")
-    assert response["error"] == {
-        "code": "CP_REQUEST_FAILED",
-        "message": "bridge.request (0.1 s) exceeded",
-    }
-
-
-async def test_requests_are_answered_at_once_and_not_one_after_the_other(tmp_path: Path) -> None:
-    asked = [["say", {**ASK, "id": f"r{n}"}] for n in range(40)]
-    answered = [["wait", "cp_response"]] * 24
-    script = [*START, ["wait", "user_message"], *asked[:24], *answered, *asked[24:]]
-    script += [["wait", "cp_response"]] * 16 + [["say", COMPLETE], ["serve", None]]
-
-    class Parallel(Plane):
-        """Answers the last sixteen only when all of them are there."""
-
-        def __init__(self) -> None:
-            super().__init__()
-            self.all = trio.Event()
-
-        async def request(self, session_id: str, method: str, params: JsonObject) -> JsonValue:
-            self.asked.append((session_id, method, params))
-            if len(self.asked) == 40:
-                self.all.set()
-            if len(self.asked) > 24:
-                await self.all.wait()
-            await trio.lowlevel.checkpoint()
-            return None
-
-    plane = Parallel()
-    async with opened(tmp_path, scripted(script), control_plane=plane) as seen:
-        assert isinstance((await seen.ask("hello"))[-1], ExecutionComplete)
-    assert len(plane.asked) == 40
-
-
-async def test_without_a_control_plane_the_memory_answers(tmp_path: Path) -> None:
-    asked = asking(method="memory_search", params={"query": "blue whale", "top_k": 1})
-    script = [*START, ["wait", "user_message"], ["say", COMPLETE], *asked[2:]]
-    async with opened(tmp_path, scripted(script)) as seen:
-        await seen.ask("tell me about the blue whale")
-        await seen.ask("go on")
-        (response,) = seen.heard("cp_response")
-    (result,) = response["result"]["results"]
-    assert result["content"] == "tell me about the blue whale"
-    assert result["score"] == 1.0
-
-
-async def test_a_refused_report_is_logged_and_ends_nothing(tmp_path: Path) -> None:
-    report = {"type": "cp_fire_and_forget", "method": "audit_log", "params": {"event": "e"}}
-    plane = Plane(RequestFailed("FORBIDDEN", "no"))
-    with capture_logs() as logs:
-        async with opened(
-            tmp_path, scripted(one_run(report, report, COMPLETE)), control_plane=plane
-        ) as seen:
-            assert isinstance((await seen.ask("hello"))[-1], ExecutionComplete)
-    refused = [entry for entry in logs if entry.get("code") == "CP_FIRE_AND_FORGET_FAILED"]
-    assert len(refused) == len(plane.reported) == 2
-
-
-async def test_a_report_made_right_before_the_end_still_counts(tmp_path: Path) -> None:
-    report = {"type": "cp_fire_and_forget", "method": "audit_log", "params": {}}
-    script = [*START, ["wait", "user_message"], ["say", report], ["exit", 0]]
-    plane = Plane()
-    async with opened(tmp_path, scripted(script), control_plane=plane) as seen:
-        await seen.ask("hello")
-    assert len(plane.reported) == 1
 
 
 # --- snapshots and configuration ------------------------------------------------------

@@ -11,6 +11,7 @@ import attrs
 import pytest
 import trio
 from bridge_sessions import (
+    COMPLETE,
     GOOD,
     QUICK,
     START,
@@ -30,7 +31,6 @@ from semibot.wire.events import ExecutionComplete, ExecutionError, SessionEvent,
 
 ASKED = [*START, ["wait", "user_message"]]
 PARTIAL = ["say", {"type": "text", "content": "partial"}]
-COMPLETE = {"type": "execution_complete", "final_response": "done"}
 
 
 def error_of(events: list[SessionEvent]) -> ExecutionError:
