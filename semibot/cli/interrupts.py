@@ -30,6 +30,7 @@ from semibot.lifetimes import StopClock, open_services, open_stop_clock
 from semibot.session import Run
 
 from . import exits
+from .logs import hush_logs
 
 KEY_REASON: Final = "user_cancelled"
 """Why a run is cancelled by Ctrl-C."""
@@ -130,6 +131,7 @@ class Interrupts:
         self.body.deadline = trio.current_time() + SHOW_BOUND
 
     async def _leave_at_once(self, exit_code: int) -> None:
+        hush_logs()
         self._clock.stop(CLEANUP_BOUND)
         # A prompt ends in order, because nothing is under way that could hold it up.
         scope = self.body if self._prompt is None else self._prompt

@@ -27,3 +27,13 @@ def configure_logs(*, is_verbose: bool) -> None:
     handler = logging.NullHandler() if sys.stderr is None else logging.StreamHandler(sys.stderr)
     handler.setFormatter(_PlainFormatter())
     logger.handlers = [handler]  # so that a second call does not say everything twice
+
+
+def hush_logs() -> None:
+    """Say no more: the user does not want to wait, so clean-up is cut short on purpose.
+
+    Has no effect if what is merely of interest is shown.
+    """
+    logger = logging.getLogger("semibot")
+    if logger.level > logging.INFO:
+        logger.setLevel(logging.CRITICAL)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import attrs
 
 
@@ -11,8 +13,20 @@ def _not_negative(_: object, attribute: attrs.Attribute[float], value: float) ->
         raise ValueError(message)
 
 
+def _finite(_: object, attribute: attrs.Attribute[float], value: float) -> None:
+    if not math.isfinite(value):
+        raise ValueError(f"{attribute.name} bounds clean-up, so it must be finite")
+
+
 def _seconds(default: float) -> float:
+    """Make a field for a wait; infinite waits for ever."""
     field: float = attrs.field(default=default, validator=_not_negative)
+    return field
+
+
+def _grace(default: float) -> float:
+    """Make a field for clean-up, which must end."""
+    field: float = attrs.field(default=default, validator=[_not_negative, _finite])
     return field
 
 
@@ -21,14 +35,14 @@ class Deadlines:
     """Every bound, in seconds. An error names the field, with its first ``_`` as a dot."""
 
     run_limit: float = _seconds(1800.0)
-    """One run, from its start to its terminal event; infinite is allowed."""
-    run_cancel_grace: float = _seconds(10.0)
+    """One run, from its start to its terminal event."""
+    run_cancel_grace: float = _grace(10.0)
     """What a run's work may take to stop after a cancel; the rest is ``abandoned``."""
     session_adapter_start: float = _seconds(30.0)
     """Entering the adapter's scope."""
-    session_adapter_stop: float = _seconds(10.0)
+    session_adapter_stop: float = _grace(10.0)
     """Leaving the adapter's scope."""
-    session_save: float = _seconds(5.0)
+    session_save: float = _grace(5.0)
     """Writing a checkpoint and the short-term memory."""
     model_response: float = _seconds(60.0)
     """From a request to the first byte of the model's answer."""
@@ -40,15 +54,15 @@ class Deadlines:
     """From starting a bridge child until it is ready."""
     bridge_request: float = _seconds(60.0)
     """One control-plane request of a bridge child."""
-    bridge_snapshot: float = _seconds(3.0)
+    bridge_snapshot: float = _grace(3.0)
     """A snapshot from a bridge child."""
     child_start: float = _seconds(10.0)
     """Starting any child process."""
-    child_eof_grace: float = _seconds(2.0)
+    child_eof_grace: float = _grace(2.0)
     """From a child's end of input to SIGTERM."""
-    child_term_grace: float = _seconds(2.0)
+    child_term_grace: float = _grace(2.0)
     """From SIGTERM to SIGKILL of the whole tree."""
-    child_kill_grace: float = _seconds(2.0)
+    child_kill_grace: float = _grace(2.0)
     """From SIGKILL until the child is given up as unkillable."""
 
     @property

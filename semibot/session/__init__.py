@@ -4,6 +4,7 @@ from .adapter import Adapter as Adapter
 from .adapter import AdapterContext as AdapterContext
 from .adapter import AdapterFactory as AdapterFactory
 from .adapter import ControlPlane as ControlPlane
+from .conductor import BusyPolicy as BusyPolicy
 from .journal import Cursor as Cursor
 from .journal import JournalEntry as JournalEntry
 from .journal import RunEvents as RunEvents
@@ -12,7 +13,6 @@ from .run import ActiveRun as ActiveRun
 from .run import Closed as Closed
 from .run import Emitted as Emitted
 from .run import Run as Run
-from .session import BusyPolicy as BusyPolicy
 from .session import Session as Session
 from .session import SessionStatistics as SessionStatistics
 

@@ -84,8 +84,9 @@ class Adapter(abc.ABC):
     async def handle(self, run: ActiveRun) -> None:
         """Drive *run* to its end: emit events, then call ``run.complete`` or ``run.fail``.
 
-        It runs inside the run's cancel scope, with the run's deadline, and is never
-        called twice at once. An exception fails the run with ``ADAPTER_ERROR`` (or the
+        It runs inside the run's cancel scope, with the run's deadline, for one run at a
+        time; only one that did not stop in ``run.cancel_grace`` is left behind while the
+        next begins. An exception fails the run with ``ADAPTER_ERROR`` (or the
         code of a :exc:`~semibot.errors.SemibotError`); returning without an end fails
         it with ``ADAPTER_NO_OUTCOME``. The session lives on in both cases.
 

@@ -13,6 +13,7 @@ from typing import TypeVar, TypeVarTuple, final
 from semibot.config import Deadlines
 from semibot.errors import DeadlineExceeded, StoreError
 from semibot.lifetimes import deadline
+from semibot.logs import get_logger
 from semibot.ports import Ports
 from semibot.wire.chat import Message
 from semibot.wire.codec import JsonObject
@@ -20,6 +21,8 @@ from semibot.workspace.checkpoints import Checkpoint, CheckpointStatus, checkpoi
 from semibot.workspace.state import SessionState
 
 from .run import ActiveRun, Run
+
+log = get_logger(__name__)
 
 T = TypeVar("T")
 Ts = TypeVarTuple("Ts")
@@ -33,15 +36,24 @@ class Conversation:
         state: The session's open directory.
         ports: The seams.
         deadlines: The bounds.
+        adapter_kind: What the adapter is made by; only its own state is given back.
     """
 
-    def __init__(self, state: SessionState, ports: Ports, deadlines: Deadlines) -> None:
+    def __init__(
+        self, state: SessionState, ports: Ports, deadlines: Deadlines, *, adapter_kind: str
+    ) -> None:
         self._state = state
         self._ports = ports
         self._deadlines = deadlines
         newest = state.newest
         self._history: tuple[Message, ...] = () if newest is None else newest.history
-        self._snapshot: JsonObject | None = None if newest is None else newest.adapter
+        self._adapter_kind = adapter_kind
+        self._snapshot: JsonObject | None = None
+        if newest is not None and newest.adapter is not None:
+            if newest.adapter_kind == adapter_kind:
+                self._snapshot = newest.adapter
+            else:
+                log.warning("another adapter's state is left out", kind=newest.adapter_kind)
         self._running: Checkpoint | None = None
 
     @property
@@ -122,6 +134,7 @@ class Conversation:
                     last_user_message=run.message,
                     memory_bytes=memory_bytes,
                     updated_at=now,
+                    adapter_kind=self._adapter_kind,
                     adapter=self._snapshot,
                 )
                 await self._on_disk(state.save, checkpoint, replaces)

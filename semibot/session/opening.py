@@ -25,6 +25,10 @@ from semibot.workspace.skills import Skill, read_skills, usable_skills
 from semibot.workspace.state import STATE_DIRECTORY, SessionState, open_state
 
 from .adapter import AdapterContext, AdapterFactory, ControlPlane
+from .conductor import Conductor
+from .conversation import Conversation
+from .hosting import AdapterHost
+from .journal import Journal
 from .session import Session
 
 
@@ -81,14 +85,22 @@ async def open_session(
         watchdog = await stack.enter_async_context(open_watchdog(ports))
         services = await stack.enter_async_context(open_services())
         skills = await _find_skills(root, ports)
-        session = Session(
-            state=state, workspace=root, ports=ports, deadlines=bounds, watchdog=watchdog
-        )
         keeper = _Keeper(state, root, ports)
+        kind = _kind_of(adapter)
+        journal = Journal(term=state.term, next_seq=state.next_seq)
+        conversation = Conversation(state, ports, bounds, adapter_kind=kind)
+        host = AdapterHost(bounds)
+        conductor = Conductor(
+            session_id=state.session_id,
+            journal=journal,
+            conversation=conversation,
+            host=host,
+            deadlines=bounds,
+        )
 
         def make_context(nursery: trio.Nursery) -> AdapterContext:
             return AdapterContext(
-                session_id=session.id,
+                session_id=state.session_id,
                 workspace=root,
                 files=ConfinedDirectory(
                     root, reserved=(STATE_DIRECTORY,), readable=(keeper.readable,)
@@ -97,7 +109,7 @@ async def open_session(
                 ports=ports,
                 deadlines=bounds,
                 payload=payload or {},
-                snapshot=session.snapshot,
+                snapshot=conversation.snapshot,
                 skills=skills,
                 control_plane=control_plane
                 or LocalControlPlane(state.memory, skills, ports.threads),
@@ -105,14 +117,33 @@ async def open_session(
                 keep_result=keeper.keep_result,
             )
 
-        services.start_soon(session.serve_runs, name="session runs")
-        services.start_soon(session.serve_adapter, adapter, make_context, name="session adapter")
-        await session.wait_open()
+        services.start_soon(conductor.serve, name="session runs")
+        services.start_soon(
+            host.serve, adapter, make_context, conductor.fail_all, name="session adapter"
+        )
+        await host.wait_entered()
         try:
-            yield session
+            yield Session(
+                session_id=state.session_id,
+                workspace=root,
+                journal=journal,
+                conversation=conversation,
+                conductor=conductor,
+                host=host,
+                ports=ports,
+                deadlines=bounds,
+                watchdog=watchdog,
+            )
         finally:
-            with grace("session.stop", bounds.stop_bound):
-                await session.stop()
+            with grace("stop_bound", bounds.stop_bound):
+                await conductor.drain("the session was closed")
+                await host.leave()
+                journal.close()
+
+
+def _kind_of(adapter: AdapterFactory) -> str:
+    """Name what made a snapshot, so that no other adapter gets it."""
+    return getattr(adapter, "__qualname__", type(adapter).__qualname__)
 
 
 @asynccontextmanager

@@ -33,7 +33,7 @@ from semibot.wire.events import (
     TextChunk,
     Usage,
 )
-from semibot.wire.receipts import ActivityRecord, Outcome, Receipt
+from semibot.wire.receipts import Outcome, Receipt
 
 from .ending import Completed, Failed, Stop, StopOutcome, decide_ending
 from .journal import Cursor, Journal, RunEvents
@@ -89,6 +89,8 @@ class Run:
     _ended: trio.Event = attrs.field(factory=trio.Event, init=False, repr=False)
     _first_seq: int = attrs.field(default=0, init=False, repr=False)
     _terminal_seq: int | None = attrs.field(default=None, init=False, repr=False)
+    _started_at: float | None = attrs.field(default=None, init=False, repr=False)
+    _bound: str = attrs.field(default="run.limit", init=False, repr=False)
     _stop: Stop | None = attrs.field(default=None, init=False, repr=False)
     _under_way: tuple[Activity, ...] = attrs.field(default=(), init=False, repr=False)
     _said: Completed | Failed | None = attrs.field(default=None, init=False, repr=False)
@@ -231,12 +233,14 @@ class Run:
             run_limit: Longest the run may take, in seconds.
         """
         _current_run.set(self)
-        self._scope.deadline = min(trio.current_time() + run_limit, self.expires_at)
+        self._started_at = trio.current_time()
+        self._scope.deadline = min(self._started_at + run_limit, self.expires_at)
+        self._bound = "budget" if self._scope.deadline == self.expires_at else "run.limit"
         try:
             with self._scope:
                 await handle(active)
             if self._scope.cancelled_caught:  # unless asked to, it was the deadline
-                self.request_stop("timeout", "run.limit", at=self._scope.deadline)
+                self.request_stop("timeout", self._bound, at=self._scope.deadline)
         except Exception as exc:
             self._raised = exc
             if self._stop is not None or self._said is not None:
@@ -258,11 +262,11 @@ class Run:
         with trio.move_on_at(self._scope.deadline):
             await self._settling.wait()
         if not self._handled.is_set():
-            self.request_stop("timeout", "run.limit", at=self._scope.deadline)
+            self.request_stop("timeout", self._bound, at=self._scope.deadline)
             with trio.move_on_after(cancel_grace):
                 await self._handled.wait()
         if not self._handled.is_set():
-            self._ledger.begin("adapter", self.id, adapter_name)
+            self._ledger.begin("adapter", self.id, adapter_name, started_at=self._started_at)
             log.error("adapter did not stop", run_id=self.id, adapter=adapter_name)
         self._seal()
 
@@ -318,15 +322,19 @@ class Run:
         )
 
     def _make_receipt(self, stop: Stop, outcome: Outcome) -> Receipt:
-        def records(activities: tuple[Activity, ...]) -> tuple[ActivityRecord, ...]:
-            return tuple(activity.record() for activity in activities)
-
+        abandoned = self._ledger.under_way()
         return Receipt(
             run_id=self.id,
             outcome=outcome,
             reason=stop.reason,
-            stopped=records(tuple(item for item in self._under_way if not item.is_open)),
-            abandoned=records(self._ledger.under_way()),
+            started=None if self._started_at is not None else False,
+            # A tool that was cut off, but whose thread goes on, is not stopped.
+            stopped=tuple(
+                item.record()
+                for item in self._under_way
+                if not item.is_open and item.id not in {left.id for left in abandoned}
+            ),
+            abandoned=tuple(item.record() for item in abandoned),
             usage=self._usage,
             seconds=round(trio.current_time() - stop.at, 3),
         )

@@ -57,7 +57,15 @@ class Ledger:
 
     _activities: list[Activity] = attrs.field(factory=list[Activity], init=False)
 
-    def begin(self, kind: ActivityKind, id: str, name: str, *, pid: int | None = None) -> Activity:
+    def begin(
+        self,
+        kind: ActivityKind,
+        id: str,
+        name: str,
+        *,
+        pid: int | None = None,
+        started_at: float | None = None,
+    ) -> Activity:
         """Enter something whose end is not that of a block, such as a thread.
 
         Args:
@@ -65,12 +73,15 @@ class Ledger:
             id: Identifier within the run.
             name: Tool, model or program.
             pid: Process id of a child.
+            started_at: Trio's clock when it began; None means now.
 
         Returns:
             The entry; whoever sees the end calls :meth:`Activity.close`.
         """
         self._activities = [activity for activity in self._activities if activity.is_open]
-        activity = Activity(kind, id, name, trio.current_time(), pid)
+        activity = Activity(
+            kind, id, name, trio.current_time() if started_at is None else started_at, pid
+        )
         self._activities.append(activity)
         return activity
 

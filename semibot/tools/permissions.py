@@ -139,11 +139,18 @@ class Grant:
     where: Mapping[str, Matcher] = attrs.field(default={}, converter=_frozen_mapping, hash=False)
     """Conditions on arguments, by name; all must hold. Empty covers every call."""
     action: Action = "allow"
-    """What the grant says about the calls that it covers."""
+    """What the grant says about the calls that it covers; one that denies has no conditions."""
     expires_at: datetime | None = attrs.field(default=None, validator=_check_expiry)
     """When it ends, an aware time; None means never."""
     id: str | None = None
     """Identifier for records; the policy numbers those that have none."""
+
+    def __attrs_post_init__(self) -> None:
+        if self.action == "deny" and self.where:
+            raise UsageError(
+                f"a grant that denies {self.tool} takes no conditions: the same path or "
+                "command can be written in many ways; deny the whole tool, or allow less"
+            )
 
     @classmethod
     def write(cls, under: str | None = None) -> Grant:
@@ -295,7 +302,7 @@ class Policy:
                     action="deny",
                     rule="denied_by_grant",
                     grant_id=grant.id,
-                    reason=f"{tool.name} is denied for these arguments by {grant.id}.",
+                    reason=f"{tool.name} is denied by {grant.id}.",
                 )
         if tool.access == "allowed":
             return Verdict(

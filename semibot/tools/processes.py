@@ -181,6 +181,8 @@ class Child:
     async def _stop_by_force(self) -> ExitStatus:
         """Stop without the first step, for a child that is not waiting for input."""
         self._begin_stop()
+        if self._has_ended.is_set():
+            return self._status()
         if not self._tree.is_gone:
             self._tree.terminate()
             with grace("child.term_grace", self._deadlines.child_term_grace):

@@ -49,6 +49,8 @@ class Checkpoint:
     """Length of the short-term memory that belongs to it, in bytes."""
     updated_at: str
     """When it was written, ISO 8601, UTC."""
+    adapter_kind: str | None = None
+    """What the adapter was made by; no other gets its state."""
     adapter: JsonObject | None = None
     """What the adapter wants back when the session is opened again."""
 

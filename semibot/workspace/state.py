@@ -29,7 +29,6 @@ import attrs
 
 from semibot.errors import SessionInUse, StoreError, UsageError, WorkspaceUnusable
 from semibot.wire.chat import Message
-from semibot.wire.codec import JsonObject
 
 from .checkpoints import Checkpoint, CheckpointDirectory
 from .files import append_text, write_atomically
@@ -76,6 +75,11 @@ class SessionState:
     newest: Checkpoint | None
     """What this opening continues from."""
     _checkpoints: CheckpointDirectory = attrs.field(repr=False)
+
+    @property
+    def next_seq(self) -> int:
+        """Number of this opening's first event."""
+        return 1 if self.newest is None else self.newest.covers_seq + 1
 
     def save(self, checkpoint: Checkpoint, replaces: Checkpoint | None = None) -> None:
         """Keep *checkpoint* durably; older ones beyond the newest ten go.
@@ -196,8 +200,3 @@ def _read_state(directory: Path, session_id: str) -> SessionState:
     memory = ShortTermMemory(directory / "memory.md")
     memory.restore(newest.memory_bytes if newest is not None else 0)
     return SessionState(directory, session_id, term, memory, newest, checkpoints)
-
-
-def snapshot_of(state: SessionState) -> JsonObject | None:
-    """Return the adapter's part of the checkpoint that *state* continues from."""
-    return None if state.newest is None else state.newest.adapter

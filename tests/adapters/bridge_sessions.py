@@ -163,6 +163,12 @@ def is_alive(pid: int) -> bool:
     return True
 
 
+def newest_checkpoint(workspace: Path) -> JsonObject:
+    files = (workspace / ".semibot" / "sessions" / "s" / "checkpoints").glob("*.json")
+    checkpoint: JsonObject = json.loads(max(files).read_text())
+    return checkpoint
+
+
 def number_in(path: Path) -> int:
     return int(path.read_text())
 

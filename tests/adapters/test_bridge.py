@@ -14,6 +14,7 @@ from bridge_sessions import (
     QUICK,
     START,
     START_WITH_RUNS,
+    newest_checkpoint,
     no_process_is_left,
     one_run,
     opened,
@@ -385,9 +386,3 @@ async def test_a_session_may_be_left_while_its_child_is_still_being_started(
 def test_a_command_is_a_sequence_of_words(command: object, error: type[Exception]) -> None:
     with pytest.raises(error):
         BridgeAgent(command)  # type: ignore[arg-type]  # that is what is tested
-
-
-def newest_checkpoint(workspace: Path) -> JsonObject:
-    files = (workspace / ".semibot" / "sessions" / "s" / "checkpoints").glob("*.json")
-    checkpoint: JsonObject = json.loads(max(files).read_text())
-    return checkpoint

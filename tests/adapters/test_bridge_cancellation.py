@@ -25,6 +25,7 @@ from bridge_sessions import (
 from semibot.session import Run
 from semibot.tools.ledger import Ledger
 from semibot.wire.events import ExecutionComplete, ExecutionError, SessionEvent, TextChunk
+from semibot.wire.receipts import Outcome
 
 CHUNK = {"type": "text", "content": "one"}
 COMPLETE = {"type": "execution_complete", "final_response": "late"}
@@ -293,21 +294,23 @@ async def test_a_new_message_interrupts_the_run_and_waits_for_its_end(tmp_path: 
 async def test_closing_the_session_interrupts_the_run_and_stops_the_child(
     tmp_path: Path,
 ) -> None:
-    async with opened(tmp_path, scripted(HANGING)) as seen:
-        async with trio.open_nursery() as nursery:
-            started = trio.Event()
+    started = trio.Event()
+    outcomes: list[Outcome] = []
 
-            async def hold() -> None:
-                async with seen.session.run("hello") as run:
-                    await wait_text(run)
-                    started.set()
-                    assert await run.wait() == "interrupted"
+    async def hold(seen: Seen) -> None:
+        async with seen.session.run("hello") as run:
+            await wait_text(run)
+            started.set()
+            outcomes.append(await run.wait())
 
-            nursery.start_soon(hold)
+    async with trio.open_nursery() as nursery:
+        async with opened(tmp_path, scripted(HANGING)) as seen:
+            nursery.start_soon(hold, seen)
             await started.wait()
-            await seen.session.stop()
-        pid = seen.adapter.statistics().pid
-        assert pid is None
+            pid = seen.adapter.statistics().pid
+    assert outcomes == ["interrupted"]
+    assert pid is not None
+    assert not is_alive(pid)
 
 
 @pytest.mark.parametrize("seconds", [0.0, 0.01, 0.02, 0.03, 0.05, 0.08])

@@ -10,6 +10,7 @@ from pathlib import Path
 import attrs
 import pytest
 import trio
+import trio.testing
 from bridge_sessions import (
     COMPLETE,
     GOOD,
@@ -137,7 +138,8 @@ async def test_a_child_that_never_reads_is_not_ready(tmp_path: Path) -> None:
 
 async def test_a_line_of_20_mb_ends_the_child_and_not_the_session(tmp_path: Path) -> None:
     script = [*ASKED, PARTIAL, ["long_line", 20_000_000], ["say", COMPLETE], ["hang", None]]
-    async with opened(tmp_path, scripted(script, GOOD)) as seen:
+    deadlines = attrs.evolve(QUICK, child_eof_grace=60.0)  # it is killed, not asked
+    async with opened(tmp_path, scripted(script, GOOD), deadlines=deadlines) as seen:
         error = error_of(await seen.ask("hello"))
         assert error.code == "OPENCLAW_BRIDGE_PROTOCOL"
         assert "a line is longer than 1048576 bytes" in error.error
@@ -266,6 +268,23 @@ async def test_a_child_that_closes_its_input_cannot_be_told_of_the_next_run(
         assert error.code == "OPENCLAW_BRIDGE_PROTOCOL"
         assert "closed its input" in error.error
         await next_message_works(seen, starts=2)
+
+
+async def test_how_a_child_ended_says_more_than_that_it_no_longer_reads(tmp_path: Path) -> None:
+    gate = tmp_path / "gate"
+    script = [*ASKED, ["say", COMPLETE], ["wait", "snapshot"], ["close", 0]]
+    script += [["wait_file", str(gate)], ["exit", 5]]
+    deadlines = attrs.evolve(QUICK, child_eof_grace=5.0)
+    async with opened(tmp_path, scripted(script), deadlines=deadlines) as seen:
+        await seen.ask("hello")
+        async with seen.session.run("again") as run:
+            await until(lambda: run.under_way() != ())
+            await trio.testing.wait_all_tasks_blocked(0.05)
+            gate.touch()
+            assert await run.wait() == "failed"
+        assert isinstance(run.terminal, ExecutionError)
+        assert run.terminal.code == "OPENCLAW_BRIDGE_EXITED"
+        assert "exit status 5" in run.terminal.error
 
 
 async def test_a_child_that_stops_reading_fails_the_run_after_a_while(tmp_path: Path) -> None:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Final
 
 import pytest
 import trio
-from bridge_sessions import PROGRAMS, PYTHON, Seen, is_alive, opened, terminals
+from bridge_sessions import PROGRAMS, PYTHON, Seen, is_alive, newest_checkpoint, opened, terminals
 
 from semibot.adapters import BridgeAgent
 from semibot.wire.codec import JsonObject, JsonValue
@@ -115,9 +114,3 @@ async def test_a_recorded_bridge_answers_keeps_its_snapshot_and_is_cancelled(
         plane.reports.clear()
         await answered(seen, plane, answer, usage)  # by a new child
         assert seen.adapter.statistics().starts == 2
-
-
-def newest_checkpoint(workspace: Path) -> JsonObject:
-    files = (workspace / ".semibot" / "sessions" / "s" / "checkpoints").glob("*.json")
-    checkpoint: JsonObject = json.loads(max(files).read_text())
-    return checkpoint

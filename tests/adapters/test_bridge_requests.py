@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import attrs
 import pytest
 import trio
-from bridge_sessions import COMPLETE, START, Plane, one_run, opened, scripted
+from bridge_sessions import COMPLETE, QUICK, START, Plane, one_run, opened, scripted
 
 from semibot.config import Deadlines
 from semibot.errors import RequestFailed
@@ -136,7 +137,9 @@ async def test_requests_are_answered_at_once_and_not_one_after_the_other(tmp_pat
     plane = Parallel()
     async with opened(tmp_path, scripted(script), control_plane=plane) as seen:
         assert isinstance((await seen.ask("hello"))[-1], ExecutionComplete)
+        responses = seen.heard("cp_response")
     assert len(plane.asked) == 40
+    assert [response["error"] for response in responses] == [None] * 40
 
 
 async def test_without_a_control_plane_the_memory_answers(tmp_path: Path) -> None:
@@ -164,9 +167,15 @@ async def test_a_refused_report_is_logged_and_ends_nothing(tmp_path: Path) -> No
 
 
 async def test_a_report_made_right_before_the_end_still_counts(tmp_path: Path) -> None:
+    class Slow(Plane):
+        async def fire_and_forget(self, session_id: str, method: str, params: JsonObject) -> None:
+            await trio.sleep(0.1)  # the child is gone by then
+            await super().fire_and_forget(session_id, method, params)
+
     report = {"type": "cp_fire_and_forget", "method": "audit_log", "params": {}}
     script = [*START, ["wait", "user_message"], ["say", report], ["exit", 0]]
-    plane = Plane()
-    async with opened(tmp_path, scripted(script), control_plane=plane) as seen:
+    plane = Slow()
+    deadlines = attrs.evolve(QUICK, child_eof_grace=5.0)
+    async with opened(tmp_path, scripted(script), control_plane=plane, deadlines=deadlines) as seen:
         await seen.ask("hello")
-    assert len(plane.reported) == 1
+        assert len(plane.reported) == 1

@@ -18,7 +18,7 @@ UNSET = (
 )
 
 
-@pytest.fixture
+@pytest.fixture(autouse=True)
 def semibot_logger() -> Iterator[logging.Logger]:
     """Put the logger back as it was: the command line sets it up for a whole process."""
     logger = logging.getLogger("semibot")

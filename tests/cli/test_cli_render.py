@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -37,13 +38,13 @@ from semibot.wire.receipts import Receipt
 
 
 @pytest.fixture
-def screen(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Screen:
+def screen(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Screen]:
     """Show everything in one file, to see what comes after what."""
-    file = (tmp_path / "shown").open("w", encoding="utf-8")
-    monkeypatch.setattr(sys, "stdout", file)
-    monkeypatch.setattr(sys, "stderr", file)
-    monkeypatch.setattr(sys, "__stdout__", file)  # keeps it open as long as the test runs
-    return Screen(simulated_ports())
+    with (tmp_path / "shown").open("w", encoding="utf-8") as file:
+        monkeypatch.setattr(sys, "stdout", file)
+        monkeypatch.setattr(sys, "stderr", file)
+        yield Screen(simulated_ports())
+        monkeypatch.undo()
 
 
 def shown(tmp_path: Path) -> str:

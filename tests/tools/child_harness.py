@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import os
 import sys
 import uuid
@@ -70,12 +69,11 @@ def ports_with(alteration: str = "") -> Ports:
 
 @contextmanager
 def nothing_is_left() -> Iterator[None]:
-    """Check that the block leaves no descriptor and no child behind, dead or alive."""
+    """Check that the block leaves no descriptor and no child, dead or alive, even for a while."""
     if not IS_LINUX:
         yield
         return
     before = descriptors()
     yield
-    gc.collect()
     assert descriptors() == before
     assert children() == []

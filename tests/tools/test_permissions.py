@@ -68,15 +68,17 @@ def test_a_grant_allows_its_tool_and_no_other(short):
 def test_a_grant_that_denies_beats_all_that_allow():
     grants = [
         Grant.run(),
-        Grant(tool="run_command", where={"argv": ArgvPrefix(("rm",))}, action="deny", id="no-rm"),
+        Grant(tool="run_command", action="deny", id="no-run"),
         Grant.run("rm"),
+        Grant.write(),
     ]
     for order in (grants, grants[::-1]):
         policy = Policy(order)
         verdict = decide(policy, RUN, argv=["rm", "-rf", "."])
         assert (verdict.action, verdict.rule) == ("deny", "denied_by_grant")
-        assert verdict.grant_id == "no-rm"
-        assert decide(policy, RUN, argv=["ls"]).action == "allow"
+        assert verdict.grant_id == "no-run"
+        assert decide(policy, RUN, argv=["ls"]).action == "deny"
+        assert decide(policy, WRITE, path="a", content="").action == "allow"
 
 
 def test_a_grant_can_deny_an_allowed_tool():
@@ -98,8 +100,13 @@ def test_a_grant_that_does_not_cover_the_arguments_says_so():
 
 
 def test_only_a_denying_grant_counts_as_no_grant():
-    policy = Policy([Grant(tool="run_command", where={"argv": ArgvPrefix(("rm",))}, action="deny")])
+    policy = Policy([Grant(tool="write_file", action="deny")])
     assert decide(policy, RUN, argv=["ls"]).rule == "no_grant"
+
+
+def test_a_grant_that_denies_takes_no_conditions_that_could_be_worded_around():
+    with pytest.raises(UsageError, match="deny the whole tool"):
+        Grant(tool="run_command", where={"argv": ArgvPrefix(("rm",))}, action="deny")
 
 
 def test_a_condition_on_an_argument_that_is_not_there_does_not_hold():

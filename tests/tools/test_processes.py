@@ -26,7 +26,7 @@ from child_harness import (
     program,
     python,
 )
-from process_table import alive, guards_of, process_table
+from process_table import alive, guards_of, process_table, seconds_until
 
 from semibot.config import Deadlines
 from semibot.errors import ChildError, ChildStartFailed, DeadlineExceeded, RemoteProtocolError
@@ -180,6 +180,20 @@ async def test_a_message_cut_off_half_way_is_the_last(open_child) -> None:
         await cancel_once_blocked(child.send, b"x" * 1_000_000)
         with pytest.raises(ChildError, match="cut off half-way"):
             await child.send(b"x")
+
+
+@each_tier
+async def test_what_a_living_child_closes_is_closed(open_child, tier) -> None:
+    text = "import os, sys\nos.close(0)\nos.write(1, b'x')\nos.close(1)\n"
+    text += "import signal\nsignal.pause()"
+    deadlines = attrs.evolve(PATIENT, child_eof_grace=0.05)
+    async with open_child(python(text), deadlines=deadlines, tier=tier) as child:
+        with trio.fail_after(10):
+            assert await child.receive_some() == b"x"
+            assert await child.receive_some() == b""
+            with pytest.raises(ChildError):
+                await child.send(b"x")
+        assert child.exit_status is None
 
 
 @linux_only  # knows how much a pipe holds
@@ -505,6 +519,25 @@ async def test_a_killed_guard_takes_the_child_along_and_is_noticed(open_child) -
 
 
 @linux_only
+async def test_a_killed_guard_takes_the_child_along_even_if_nobody_notices(open_child) -> None:
+    mark = new_mark()
+    async with open_child(program("rude", mark)) as child:
+        await child.receive_some()
+        (guard,) = guards_of(os.getpid())
+        os.kill(guard.pid, signal.SIGKILL)
+        assert seconds_until(lambda: not alive(mark), 10) is not None  # blocks our loop
+
+
+@linux_only
+async def test_the_end_of_the_control_pipe_is_enough_to_end_the_tree(open_child) -> None:
+    async with open_child(program("rude"), ports=ports_with("no-pidfd")) as child:
+        await child.receive_some()
+        await child._tree._control.aclose()
+        with trio.fail_after(10):
+            assert await child.wait() == ExitStatus(signal=signal.SIGKILL)
+
+
+@linux_only
 async def test_a_guard_cannot_be_asked_to_end_and_a_stopped_one_wakes_up(open_child) -> None:
     async with open_child(program("rude"), deadlines=QUICK) as child:
         await child.receive_some()
@@ -613,7 +646,8 @@ async def test_a_guard_watches_its_owner_besides_the_pipe(open_child) -> None:
     async with open_child(["cat"]) as owner:
         async with open_child(["cat"], ports=ports_with(f"owner {owner.pid}")) as child:
             owner.kill()
-            assert await child.wait() == ExitStatus(signal=signal.SIGKILL)
+            with trio.fail_after(10):
+                assert await child.wait() == ExitStatus(signal=signal.SIGKILL)
 
 
 @linux_only

@@ -14,8 +14,9 @@ from semibot.config import Deadlines
 from semibot.live import live_ports
 from semibot.tools.processes import open_child
 
-assert _thread_cache.IDLE_TIMEOUT > 0
-_thread_cache.IDLE_TIMEOUT = 0.01
+# Long enough for the thread to see the start of the child through, as it does in earnest.
+assert _thread_cache.IDLE_TIMEOUT > 0.3
+_thread_cache.IDLE_TIMEOUT = 0.3
 
 
 async def main():

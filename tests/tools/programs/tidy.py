@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import time
 
 reader, writer = os.pipe()
 ready_reader, ready_writer = os.pipe()
@@ -17,6 +18,7 @@ ready_reader, ready_writer = os.pipe()
 
 def tidy_up(*_):
     os.read(reader, 1)
+    time.sleep(0.2)  # tidying up is work
     with open(sys.argv[1], "w") as file:
         file.write("tidy")
     os._exit(0)
