@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from typing import TYPE_CHECKING
 
 import semibot
@@ -67,11 +68,13 @@ def keep_colon(
 
 def find_documented_name(
     app: Sphinx, env: BuildEnvironment, node: pending_xref, content: Element
-) -> reference | None:
+) -> reference | Element | None:
     """Resolve a name of semibot to the one place that documents it.
 
     Annotations spell a name by the module that defines it (``semibot.session.run.Run``), users
-    by the front door (``semibot.Run``), and a page documents it by its room.
+    by the front door (``semibot.Run``), and a page documents it by its room. An inner name that
+    exists but that no page is about, as in the signature of a class that only semibot itself
+    makes, stays without a link.
     """
     if node.get("refdomain") != "py":
         return None
@@ -86,6 +89,18 @@ def find_documented_name(
         and entry.objtype in kinds
         and not entry.aliased
     }
-    if len(found) != 1:
-        return None
-    return domain.resolve_xref(env, node["refdoc"], app.builder, "obj", found.pop(), node, content)
+    if len(found) == 1:
+        target = found.pop()
+        return domain.resolve_xref(env, node["refdoc"], app.builder, "obj", target, node, content)
+    return content if is_inner_name(node["reftarget"]) else None
+
+
+def is_inner_name(target: str) -> bool:
+    """Return whether a module of semibot has this name for its own use."""
+    module, _, name = target.rpartition(".")
+    if module.count(".") < 2 or not module.startswith("semibot."):
+        return False  # what a room or semibot itself exports belongs on a page
+    try:
+        return hasattr(importlib.import_module(module), name)
+    except ImportError:
+        return False

@@ -8,7 +8,6 @@ from pathlib import Path
 import trio
 
 import semibot
-from semibot.wire.events import TextChunk
 
 CHILD = Path(__file__).with_name("bridge_child.py")
 
@@ -19,7 +18,7 @@ async def main() -> None:
         async with session.run("hello from the other side") as run:
             async for event in run.events:
                 match event:
-                    case TextChunk(content=text):
+                    case semibot.TextChunk(content=text):
                         print(text, end="", flush=True)
                     case _:
                         pass
@@ -27,7 +26,7 @@ async def main() -> None:
 
         async with session.run("a long story that nobody wants to hear to its end") as run:
             async for event in run.events:
-                if isinstance(event, TextChunk):
+                if isinstance(event, semibot.TextChunk):
                     break  # leaving the block early cancels the run
         print(f"said {run.text!r}, then {run.outcome}")
 

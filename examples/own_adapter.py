@@ -9,7 +9,6 @@ import trio
 
 import semibot
 from semibot.wire.codec import JsonObject
-from semibot.wire.events import TextChunk
 
 
 class Counter(semibot.Adapter):
@@ -23,7 +22,7 @@ class Counter(semibot.Adapter):
         for _ in range(int(run.message)):
             await trio.sleep(0.05)  # a cancel arrives here: no method to write
             self.number += 1
-            await run.emit(TextChunk(content=f"{self.number} "))
+            await run.emit(semibot.TextChunk(content=f"{self.number} "))
         await run.complete()
 
     async def get_snapshot(self) -> JsonObject:

@@ -11,7 +11,6 @@ import trio
 
 import semibot
 from semibot.models import Call, Say, scripted_model, tool_request
-from semibot.wire.events import TextChunk, ToolCallComplete
 
 
 @semibot.tool(is_parallel_safe=True, limit=5)
@@ -44,11 +43,11 @@ async def main() -> None:
     async with semibot.open_session(agent) as session, session.run("Umbrella?") as run:
         async for event in run.events:
             match event:
-                case ToolCallComplete(tool_name=name, success=True, result=result):
+                case semibot.ToolCallComplete(tool_name=name, success=True, result=result):
                     print(f"[{name}: {result}]")
-                case ToolCallComplete(tool_name=name, error=error):
+                case semibot.ToolCallComplete(tool_name=name, error=error):
                     print(f"[{name} did not work: {error}]")
-                case TextChunk(content=text):
+                case semibot.TextChunk(content=text):
                     print(text, end="", flush=True)
                 case _:
                     pass

@@ -8,7 +8,6 @@ from __future__ import annotations
 import trio
 
 import semibot
-from semibot.wire.events import TextChunk
 
 
 async def main() -> None:
@@ -17,7 +16,7 @@ async def main() -> None:
             async with session.run("What is in README.md?") as run:
                 async for event in run.events:
                     match event:
-                        case TextChunk(content=text):
+                        case semibot.TextChunk(content=text):
                             print(text, end="", flush=True)
         print(f"\n{session.last_run.outcome}")
 

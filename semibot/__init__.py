@@ -31,6 +31,22 @@ if TYPE_CHECKING:
     from semibot.tools import Tool as Tool
     from semibot.tools import ToolContext as ToolContext
     from semibot.tools import tool as tool
+    from semibot.wire.events import ExecutionComplete as ExecutionComplete
+    from semibot.wire.events import ExecutionError as ExecutionError
+    from semibot.wire.events import FileCreated as FileCreated
+    from semibot.wire.events import PlanCreated as PlanCreated
+    from semibot.wire.events import PlanStepComplete as PlanStepComplete
+    from semibot.wire.events import PlanStepFailed as PlanStepFailed
+    from semibot.wire.events import PlanStepStart as PlanStepStart
+    from semibot.wire.events import RunStarted as RunStarted
+    from semibot.wire.events import SkillCallComplete as SkillCallComplete
+    from semibot.wire.events import SkillCallStart as SkillCallStart
+    from semibot.wire.events import TextChunk as TextChunk
+    from semibot.wire.events import Thinking as Thinking
+    from semibot.wire.events import ToolAuthDenied as ToolAuthDenied
+    from semibot.wire.events import ToolCallComplete as ToolCallComplete
+    from semibot.wire.events import ToolCallStart as ToolCallStart
+    from semibot.wire.events import Usage as Usage
     from semibot.wire.receipts import Receipt as Receipt
 
 __version__: Final = "0.1.0"
@@ -43,15 +59,31 @@ __all__ = [
     "Closed",
     "Deadlines",
     "Emitted",
+    "ExecutionComplete",
+    "ExecutionError",
+    "FileCreated",
     "Grant",
     "GraphAgent",
+    "PlanCreated",
+    "PlanStepComplete",
+    "PlanStepFailed",
+    "PlanStepStart",
     "Receipt",
     "Run",
+    "RunStarted",
     "Secret",
     "SemibotError",
     "Session",
+    "SkillCallComplete",
+    "SkillCallStart",
+    "TextChunk",
+    "Thinking",
     "Tool",
+    "ToolAuthDenied",
+    "ToolCallComplete",
+    "ToolCallStart",
     "ToolContext",
+    "Usage",
     "__version__",
     "demonstration_model",
     "open_session",
@@ -69,15 +101,31 @@ _ROOMS: Final = {
     "Closed": "session",
     "Deadlines": "config",
     "Emitted": "session",
+    "ExecutionComplete": "wire.events",
+    "ExecutionError": "wire.events",
+    "FileCreated": "wire.events",
     "Grant": "tools",
     "GraphAgent": "adapters.graph",
+    "PlanCreated": "wire.events",
+    "PlanStepComplete": "wire.events",
+    "PlanStepFailed": "wire.events",
+    "PlanStepStart": "wire.events",
     "Receipt": "wire.receipts",
     "Run": "session",
+    "RunStarted": "wire.events",
     "Secret": "secret",
     "SemibotError": "errors",
     "Session": "session",
+    "SkillCallComplete": "wire.events",
+    "SkillCallStart": "wire.events",
+    "TextChunk": "wire.events",
+    "Thinking": "wire.events",
     "Tool": "tools",
+    "ToolAuthDenied": "wire.events",
+    "ToolCallComplete": "wire.events",
+    "ToolCallStart": "wire.events",
     "ToolContext": "tools",
+    "Usage": "wire.events",
     "demonstration_model": "models.demonstration",
     "open_session": "session",
     "openai_model": "models.openai",

@@ -19,6 +19,9 @@ from .permissions import Grant as Grant
 from .permissions import Policy as Policy
 from .permissions import UnderPath as UnderPath
 from .permissions import Verdict as Verdict
+from .processes import ChildResult as ChildResult
+from .processes import ExitStatus as ExitStatus
+from .processes import run_child as run_child
 from .tool import Tool as Tool
 from .tool import tool as tool
 
@@ -30,10 +33,12 @@ __all__ = [
     "CallOutcome",
     "CallRequest",
     "CallResult",
+    "ChildResult",
     "ConfinedDirectory",
     "CreatedFile",
     "Decision",
     "Equals",
+    "ExitStatus",
     "Gate",
     "Grant",
     "Ledger",
@@ -43,5 +48,6 @@ __all__ = [
     "ToolContext",
     "UnderPath",
     "Verdict",
+    "run_child",
     "tool",
 ]

@@ -7,8 +7,8 @@ Layout below the workspace, one directory per session id::
         term           the fencing counter of the newest opening
         checkpoints/   the newest ten, one atomic file each
         memory.md      the short-term memory
-        results/       tool results that were too large for an event
-        audit.jsonl    what the gate decided
+        results/       the newest tool results that were too large for an event
+        audit.jsonl    what the gate decided; audit.1.jsonl is what came before
 
 Everything here is blocking and runs in worker threads; the functions take and return
 plain values, so that no lock is needed: a session saves one thing at a time.
@@ -36,6 +36,12 @@ from .memory import ShortTermMemory
 
 STATE_DIRECTORY: Final = ".semibot"
 """Name of the directory inside a workspace that tools may not touch."""
+
+MAX_AUDIT_BYTES: Final = 16 * 1024 * 1024
+"""When the record of decisions is begun anew; the one before it is kept, older ones not."""
+
+MAX_RESULTS: Final = 50
+"""How many large tool results are kept; the oldest go first."""
 
 _SESSION_ID: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 
@@ -132,6 +138,9 @@ class SessionState:
         try:
             path.parent.mkdir(exist_ok=True)
             write_atomically(path, text.encode())
+            by_age = sorted(path.parent.iterdir(), key=lambda file: file.stat().st_mtime_ns)
+            for oldest in by_age[:-MAX_RESULTS]:
+                oldest.unlink(missing_ok=True)
         except OSError as exc:
             raise StoreError(f"cannot keep a tool result: {exc.strerror}") from exc
         return path
@@ -142,8 +151,11 @@ class SessionState:
         Raises:
             StoreError: If the disk refuses.
         """
+        path = self.directory / "audit.jsonl"
         try:
-            append_text(self.directory / "audit.jsonl", line + "\n")
+            if path.exists() and path.stat().st_size > MAX_AUDIT_BYTES:
+                path.replace(self.directory / "audit.1.jsonl")
+            append_text(path, line + "\n")
         except OSError as exc:
             raise StoreError(f"cannot record a decision: {exc.strerror}") from exc
 

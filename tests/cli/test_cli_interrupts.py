@@ -1,24 +1,18 @@
 from __future__ import annotations
 
-import re
 import signal
-import sys
 import threading
-from collections.abc import AsyncGenerator, Iterator
+from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
-from pathlib import Path
 
 import pytest
 import trio
 import trio.testing
 
 from semibot.cli.interrupts import CLEANUP_BOUND, Interrupts, open_interrupts
-from semibot.cli.keyboard import Keyboard
-from semibot.cli.screen import Screen
-from semibot.cli.talk import ChatOptions, Dialogue
 from semibot.lifetimes import grace
 from semibot.session import ActiveRun, Session, open_session
-from semibot.testing import adapter_from, simulated_ports
+from semibot.testing import adapter_from
 from semibot.wire.events import TextChunk
 
 CTRL_C = signal.SIGINT
@@ -128,36 +122,3 @@ async def test_what_cannot_be_cancelled_is_ended_hard() -> None:
                 await trio.testing.wait_all_tasks_blocked()
             await trio.to_thread.run_sync(ended.wait)
     assert codes == [130]
-
-
-@pytest.fixture
-def screen(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Screen]:
-    """Show things in the files ``out`` and ``err``."""
-    with (tmp_path / "out").open("w") as out, (tmp_path / "err").open("w") as err:
-        monkeypatch.setattr(sys, "stdout", out)
-        monkeypatch.setattr(sys, "stderr", err)
-        yield Screen(simulated_ports())
-        monkeypatch.undo()
-
-
-async def test_a_reader_that_is_too_slow_is_told_what_it_missed(
-    screen: Screen, tmp_path: Path
-) -> None:
-    async def handle(run: ActiveRun) -> None:
-        for letter in "abcdefghijklmnopqrst":  # 20 MiB at once, of which 16 are kept
-            await run.emit(TextChunk(content=letter * 1024 * 1024))
-        await run.complete()
-
-    options = ChatOptions(
-        runtime="graph", model=None, workspace=tmp_path, session_id=None, grants=(),
-        is_json=False, is_verbose=False, message=None,
-    )  # fmt: skip
-    async with open_interrupts() as interrupts, open_session(adapter_from(handle)) as session:
-        dialogue = Dialogue(options, session, screen, Keyboard(None), interrupts)
-        assert await dialogue.ask_once("hello") == 0
-    out, err = ((tmp_path / name).read_text() for name in ("out", "err"))
-    assert out.startswith("e")
-    assert sorted(set(out)) == ["\n", *"efghijklmnopqrst"]
-    (line,) = err.splitlines()
-    pattern = r"events \d to \d+ are not shown: what reads this output was too slow"
-    assert re.fullmatch(pattern, line)

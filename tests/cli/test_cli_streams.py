@@ -52,12 +52,18 @@ async def test_a_write_that_waits_for_its_reader_can_be_cancelled() -> None:
         assert scope.cancelled_caught
 
 
-async def test_a_stream_that_somebody_made_nonblocking_loses_nothing() -> None:
-    with pipe() as (reader, writer):
+async def test_two_who_share_a_stream_that_does_not_block_lose_nothing() -> None:
+    with pipe() as (reader, writer), os.fdopen(os.dup(writer.fileno()), "w") as other:
         os.set_blocking(writer.fileno(), False)
-        await Output(writer).write("ab" * 10_000)
-        os.set_blocking(writer.fileno(), True)
-        assert os.read(reader.fileno(), 65536) == b"ab" * 10_000
+        taken = bytearray()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(Output(writer).write, "a" * 300_000)
+            nursery.start_soon(Output(other).write, "b" * 300_000)
+            while len(taken) < 600_000:
+                # Room for one of the two only.
+                await trio.lowlevel.wait_readable(reader.fileno())
+                taken += os.read(reader.fileno(), 4096)
+        assert taken.count(b"a") == taken.count(b"b") == 300_000
 
 
 async def test_writing_to_a_reader_that_is_gone_says_so() -> None:
@@ -115,18 +121,26 @@ async def test_forgetting_drops_what_was_typed_of_a_line() -> None:
         assert await keyboard.read_line() == "whole"
 
 
-async def test_input_that_somebody_made_nonblocking_is_waited_for() -> None:
-    with pipe() as (reader, writer):
+async def test_of_two_who_share_input_that_does_not_block_one_gets_the_line() -> None:
+    with pipe() as (reader, writer), os.fdopen(os.dup(reader.fileno())) as other:
         os.set_blocking(reader.fileno(), False)
-        keyboard = Keyboard(reader)
+        lines: list[str | None] = []
+
+        async def read(stream: TextIO) -> None:
+            lines.append(await Keyboard(stream).read_line())
+
         async with trio.open_nursery() as nursery:
-
-            async def type_later() -> None:
+            nursery.start_soon(read, reader)
+            nursery.start_soon(read, other)
+            for _ in range(2):
                 await trio.testing.wait_all_tasks_blocked()
-                os.write(writer.fileno(), b"late\n")
+                os.write(writer.fileno(), b"line\n")
+        assert lines == ["line", "line"]
 
-            nursery.start_soon(type_later)
-            assert await keyboard.read_line() == "late"
+
+async def test_input_that_cannot_be_read_is_at_its_end(tmp_path: Path) -> None:
+    with (tmp_path / "out").open("w", encoding="utf-8") as file:
+        assert await Keyboard(file).read_line() is None
 
 
 async def test_a_regular_file_is_read_to_its_end(tmp_path: Path) -> None:

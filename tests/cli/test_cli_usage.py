@@ -1,11 +1,13 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 
 import pytest
 from conftest import RunHere
 
+from semibot.cli.group import run
 from semibot.wire.events import ExecutionComplete, decode_event
 
 
@@ -124,3 +126,29 @@ def test_without_verbose_only_what_the_user_asked_about_is_shown(
 ) -> None:
     assert run_here("chat", "--local", "hello") == 0
     assert "info:" not in capfd.readouterr().err
+
+
+class BrokenInput:
+    """Standard input that raises when it is looked at."""
+
+    encoding = "utf-8"
+
+    def __init__(self, error: BaseException) -> None:
+        self.error = error
+
+    def fileno(self) -> int:
+        raise self.error
+
+
+def test_ctrl_c_before_anything_has_begun_exits_130(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "stdin", BrokenInput(KeyboardInterrupt()))
+    assert run(["chat", "--local"]) == 130
+    assert capfd.readouterr().err.strip() == ""
+
+
+def test_a_bug_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stdin", BrokenInput(ZeroDivisionError()))
+    with pytest.raises(ZeroDivisionError):
+        run(["chat", "--local"])

@@ -2,10 +2,10 @@
 
 ``settings.py`` says where to ask and as whom, and ``client.py`` asks. The SDK costs
 half a second to import, so it is imported by the first request and not before: a program
-that only prints its help, or runs a scripted model, never pays for it. The import is a
-plain one on the loop, not in a worker thread: it happens once per process, before the
-first stream is open, and a cancellation could only wait for the thread or leave a
-half-imported library behind.
+that only prints its help, or runs a scripted model, never pays for it. The import and the
+making of the client, which reads certificates, run in a worker thread, so that the other
+sessions of the loop go on meanwhile; a cancelled request leaves the thread to finish,
+which does no harm, because an unused client has no connections.
 """
 
 from __future__ import annotations
@@ -68,6 +68,7 @@ class OpenAIModel:
     _ports: Ports
     _deadlines: Deadlines
     _client: OpenAIClient | None = attrs.field(default=None, init=False)
+    _making: trio.Lock = attrs.field(factory=trio.Lock, init=False)
     _is_closed: bool = attrs.field(default=False, init=False)
 
     @property
@@ -78,18 +79,25 @@ class OpenAIModel:
     @asynccontextmanager
     async def stream(self, request: ModelRequest) -> AsyncGenerator[ModelStream]:
         """Send *request*; see :class:`semibot.models.Model`."""
-        async with self._connected().stream(request) as stream:
+        client = await self._connect()
+        async with client.stream(request) as stream:
             yield stream
 
-    def _connected(self) -> OpenAIClient:
-        if self._is_closed:
+    async def _connect(self) -> OpenAIClient:
+        async with self._making:
+            if self._client is None and not self._is_closed:
+                self._client = await self._ports.threads.run_sync(
+                    self._make_client, limiter="files", abandon_on_cancel=True
+                )
+        if self._client is None or self._is_closed:
             raise trio.ClosedResourceError("this model is closed")
-        if self._client is None:
-            settings = read_settings(self._model, self._ports.environment)
-            from semibot.models.openai.client import OpenAIClient
-
-            self._client = OpenAIClient(settings, self._ports, self._deadlines)
         return self._client
+
+    def _make_client(self) -> OpenAIClient:
+        settings = read_settings(self._model, self._ports.environment)
+        from semibot.models.openai.client import OpenAIClient
+
+        return OpenAIClient(settings, self._ports, self._deadlines)
 
     async def aclose(self) -> None:
         """Close all connections; only the factory's block calls this."""
