@@ -52,7 +52,7 @@ from semibot.wire.jsonl import MAX_LINE_BYTES
 from .bridge_requests import BridgeRequests
 from .bridge_turn import BridgeCounts, RunFrame, Turn
 
-log = get_logger(__name__)
+log: Final = get_logger(__name__)
 
 ALIVE_IS_READY: Final = 1.0
 """Seconds after which a silent child that still runs counts as ready (level 1)."""

@@ -13,7 +13,7 @@ from semibot.logs import get_logger
 from semibot.session import AdapterContext
 from semibot.wire.bridge import CpFireAndForget, CpRequest, CpResponse, RequestError, encode_frame
 
-log = get_logger(__name__)
+log: Final = get_logger(__name__)
 
 MAX_REQUESTS: Final = 16
 """Most requests of one child that are under way at once; reading it waits for the others."""

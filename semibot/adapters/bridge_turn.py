@@ -46,6 +46,8 @@ class Turn:
     def __init__(self, run_id: str, *, knows_runs: bool) -> None:
         self.run_id = run_id
         self.knows_runs = knows_runs
+        self._put: trio.MemorySendChannel[RunFrame]
+        self.frames: trio.MemoryReceiveChannel[RunFrame]
         self._put, self.frames = trio.open_memory_channel[RunFrame](MAX_QUEUED_EVENTS)
         self._over = trio.Event()
 

@@ -68,7 +68,7 @@ def run(arguments: Sequence[str]) -> int:
         return exc.exit_code
     except (click.Abort, KeyboardInterrupt):
         return exits.INTERRUPTED
-    except BaseException as exc:
+    except (Exception, BaseExceptionGroup) as exc:
         explanation = explain(exc)
         if explanation is None:
             raise

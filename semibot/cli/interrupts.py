@@ -32,7 +32,7 @@ from semibot.session import Run
 from . import exits
 from .logs import hush_logs
 
-KEY_REASON: Final = "user_cancelled"
+_KEY_REASON: Final = "user_cancelled"
 """Why a run is cancelled by Ctrl-C."""
 
 CLEANUP_BOUND: Final = 1.0
@@ -58,23 +58,29 @@ class Interrupts:
     """What leaving cancels."""
     _run: Run | None = attrs.field(default=None, init=False)
     _is_interactive: bool = attrs.field(default=False, init=False)
+    _on_key: Callable[[], object] | None = attrs.field(default=None, init=False)
     _prompt: trio.CancelScope | None = attrs.field(default=None, init=False)
     _was_pressed: bool = attrs.field(default=False, init=False)
     _is_gone: threading.Event = attrs.field(factory=threading.Event, init=False)
 
     @contextmanager
-    def during(self, run: Run, *, is_interactive: bool) -> Generator[None]:
+    def during(
+        self, run: Run, *, is_interactive: bool, on_key: Callable[[], object]
+    ) -> Generator[None]:
         """Let signals stop *run* while the block shows it.
 
         Args:
             run: The run under way.
             is_interactive: Whether the program goes on after Ctrl-C.
+            on_key: Called at each Ctrl-C; does not wait.
         """
         self._run, self._is_interactive, self._was_pressed = run, is_interactive, False
+        self._on_key = on_key
         try:
             yield
         finally:
             self._run, self._is_interactive, self._was_pressed = None, False, False
+            self._on_key = None
 
     @contextmanager
     def at_prompt(self) -> Generator[trio.CancelScope]:
@@ -101,6 +107,8 @@ class Interrupts:
         """
         async with trio.open_nursery() as nursery:
             async for number in signals:
+                if number == signal.SIGINT and self._on_key is not None:
+                    self._on_key()
                 if self.exit_code is not None:
                     nursery.start_soon(self._leave_at_once, self.exit_code)
                 elif number == signal.SIGTERM:
@@ -114,7 +122,7 @@ class Interrupts:
                     self._prompt.cancel("Ctrl-C")
                 elif self._run is not None and self._is_interactive:
                     self._was_pressed = True
-                    nursery.start_soon(self._run.cancel, KEY_REASON)
+                    nursery.start_soon(self._run.cancel, _KEY_REASON)
                 else:
                     self.exit_code = exits.INTERRUPTED
                     nursery.start_soon(self._leave, self._run)
@@ -126,7 +134,7 @@ class Interrupts:
         if self.exit_code == exits.TERMINATED:
             run.request_stop("interrupted", "the program was told to end")
         # Bounded by run.cancel_grace and session.save.
-        await run.cancel(KEY_REASON)
+        await run.cancel(_KEY_REASON)
         # The run has ended; its end is still to be shown, unless nobody reads it.
         self.body.deadline = trio.current_time() + SHOW_BOUND
 

@@ -31,7 +31,7 @@ class Keyboard:
         self._encoding = "utf-8" if stream is None else stream.encoding
         self._is_pollable = True
         self._pending = bytearray()
-        self.is_terminal = stream is not None and stream.isatty()
+        self.is_terminal: bool = stream is not None and stream.isatty()
         """Whether a person types."""
 
     async def read_line(self) -> str | None:
@@ -70,14 +70,13 @@ class Keyboard:
         if self._descriptor is None:
             return b""
         while True:
+            await trio.lowlevel.checkpoint()
             # Unbounded on purpose: the user's next message.
             if self._is_pollable:
                 try:
                     await trio.lowlevel.wait_readable(self._descriptor)
                 except OSError:  # a regular file cannot be waited for, and is always ready
                     self._is_pollable = False
-            else:
-                await trio.lowlevel.checkpoint()
             try:
                 return os.read(self._descriptor, _CHUNK)
             except BlockingIOError:  # somebody who shares the stream made it non-blocking

@@ -29,7 +29,7 @@ class Output:
         self._encoding = "utf-8" if stream is None else stream.encoding
         self._is_pollable = True
         self._descriptor: int | None = None
-        self.is_terminal = False
+        self.is_terminal: bool = False
         """Whether a person reads along."""
         if stream is not None:
             stream.flush()

@@ -15,10 +15,12 @@ from semibot.wire.events import (
     McpCallStart,
     Notify,
     PlanCreated,
+    PlanStep,
     PlanStepComplete,
     PlanStepFailed,
     PlanStepStart,
     RunStarted,
+    SessionEvent,
     SkillCallComplete,
     SkillCallStart,
     Stage,
@@ -34,7 +36,6 @@ from semibot.wire.events import (
 from semibot.wire.receipts import Receipt
 
 from .describe import describe_arguments, describe_duration, describe_receipt, describe_usage
-from .interrupts import KEY_REASON
 from .screen import BAD, CALL, DIM, GOOD, ODD, Screen
 
 
@@ -66,6 +67,7 @@ class TextView:
 
     screen: Screen
     """Where to show it."""
+    _plan: tuple[PlanStep, ...] = attrs.field(default=(), init=False)
     _stage: Stage | None = attrs.field(default=None, init=False)
     _last_call: str | None = attrs.field(default=None, init=False)
     _calls: dict[str, str] = attrs.field(factory=dict[str, str], init=False)
@@ -76,6 +78,8 @@ class TextView:
         """Show an event."""
         event = entry.event
         note = self.screen.note
+        if self._plan:
+            await self._show_plan(event)
         if isinstance(event, Thinking):
             await self._think(event)
             return
@@ -87,9 +91,7 @@ class TextView:
                 self._last_call = None
                 await self.screen.answer(text)
             case PlanCreated(steps=steps):
-                if len(steps) > 1:
-                    titles = "".join(f"\n  {_one_line(step.title)}" for step in steps)
-                    await note(f"plan of {len(steps)} steps:{titles}", DIM)
+                self._plan = steps
             case PlanStepStart():
                 if event.tool is None:  # else its call says it all
                     self._steps.add(event.step_id)
@@ -132,9 +134,16 @@ class TextView:
             case _:
                 assert_never(event)
 
+    async def _show_plan(self, following: SessionEvent) -> None:
+        """Show a plan, unless its steps are tool calls, which show themselves."""
+        if not isinstance(following, PlanStepStart) or following.tool is None:
+            titles = "".join(f"\n  {_one_line(step.title)}" for step in self._plan)
+            await self.screen.note(f"plan:{titles}", DIM)
+        self._plan = ()
+
     async def _think(self, event: Thinking) -> None:
         if event.stage != self._stage:
-            await self.screen.end_thought()
+            await self.screen.end_line()
         self._stage = event.stage
         self._last_call = None
         await self.screen.think(event.content)
@@ -179,8 +188,6 @@ async def show_end(
         receipt: What was stopped, if the run was asked to stop.
         is_verbose: Whether the tokens of an answer are of interest.
     """
-    if receipt is not None and receipt.reason == KEY_REASON:
-        await screen.after_key()
     await screen.end_answer()
     if isinstance(terminal, ExecutionError):
         again = "; the same message may succeed later" if terminal.retryable else ""

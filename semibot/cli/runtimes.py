@@ -57,7 +57,9 @@ def _parameters(schema: JsonObject) -> frozenset[str]:
     return frozenset(properties) if isinstance(properties, Mapping) else frozenset()
 
 
-async def _make_openclaw(ports: Ports, model: str | None, grants: Sequence[str]) -> Runtime:
+async def _make_openclaw(  # noqa: ASYNC124 - a table's makers are all alike
+    ports: Ports, model: str | None, grants: Sequence[str]
+) -> Runtime:
     if grants:
         raise UsageError(
             "--allow is for the tools of --runtime graph; what a bridge may do is up to the bridge"

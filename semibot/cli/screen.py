@@ -55,6 +55,8 @@ class Screen:
         self._is_mid_answer = False
         self._is_mid_note = False
         self._was_noted = False
+        self._is_after_key = False
+        self._held_back = ""
 
     async def answer(self, text: str) -> None:
         """Show a piece of the answer."""
@@ -76,6 +78,7 @@ class Screen:
 
     async def json(self, line: str) -> None:
         """Put a line of JSON on standard output, byte for byte if it is no terminal."""
+        await self._end_note()
         await self._out.write((clean_json(line) if self._out.is_terminal else line) + "\n")
 
     async def note(self, text: str, style: str = PLAIN) -> None:
@@ -86,14 +89,18 @@ class Screen:
 
     async def think(self, text: str) -> None:
         """Show a piece of thought, which the next piece continues on the same line."""
+        await self._end_key()
         if not self._is_mid_note:
             await self._begin_note()
             self._is_mid_note = True
             text = "~ " + text.lstrip()
-        await self._print(text.replace("\n", "\n  "), DIM, end="")
+        text = self._held_back + text
+        thought = text.rstrip("\n")
+        self._held_back = text[len(thought) :]  # the end of the thought ends its line anyway
+        await self._print(thought.replace("\n", "\n  "), DIM, end="")
 
-    async def end_thought(self) -> None:
-        """Let the next piece of thought begin a line."""
+    async def end_line(self) -> None:
+        """Let whatever comes next begin a line, the next piece of thought included."""
         await self._end_note()
 
     async def prompt(self) -> None:
@@ -101,13 +108,9 @@ class Screen:
         await self._end_note()
         await self._print("> ", "bold", end="")
 
-    async def after_key(self) -> None:
-        """Go on in a new line: the terminal has shown a key such as Ctrl-C in this one."""
-        if self._err.is_terminal:
-            await self._err.write("\n")
-        self._is_mid_note = False
-        if self._is_one_terminal:
-            self._is_mid_answer = False
+    def key_was_shown(self) -> None:
+        """Let what comes next begin a line: the terminal has shown ``^C`` in this one."""
+        self._is_after_key = self._err.is_terminal
 
     async def _begin_note(self) -> None:
         if self._is_one_terminal and self._is_mid_answer:
@@ -116,8 +119,18 @@ class Screen:
         self._was_noted = True
 
     async def _end_note(self) -> None:
+        await self._end_key()
+        self._held_back = ""
         if self._is_mid_note:
             self._is_mid_note = False
+            await self._err.write("\n")
+
+    async def _end_key(self) -> None:
+        if self._is_after_key:
+            self._is_after_key = self._is_mid_note = False
+            self._held_back = ""
+            if self._is_one_terminal:
+                self._is_mid_answer = False
             await self._err.write("\n")
 
     async def _print(self, text: str, style: str, *, end: str) -> None:

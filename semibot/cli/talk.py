@@ -139,11 +139,13 @@ class Dialogue:
                 line = await self.keyboard.read_line()
             if scope.cancelled_caught:
                 self.keyboard.forget()
-                await self.screen.after_key()
+                self.screen.key_was_shown()
+                await self.screen.end_line()
                 if self.interrupts.exit_code is None:
                     await self.screen.note("Ctrl-C once more leaves, and so does Ctrl-D.", DIM)
             elif line is None:
-                await self.screen.after_key()
+                self.screen.key_was_shown()
+                await self.screen.end_line()
                 break
             elif line.strip() == "/exit":
                 break
@@ -166,7 +168,9 @@ class Dialogue:
     async def _ask(self, message: str, *, is_interactive: bool) -> TerminalEvent:
         after = self.session.statistics().next_seq - 1
         async with self.session.run(message) as run:
-            with self.interrupts.during(run, is_interactive=is_interactive):
+            with self.interrupts.during(
+                run, is_interactive=is_interactive, on_key=self.screen.key_was_shown
+            ):
                 terminal = await self._show(run, after)
                 await show_end(
                     self.screen, terminal, run.receipt, is_verbose=self.options.is_verbose

@@ -21,7 +21,7 @@ from semibot.logs import get_logger
 from semibot.models.base import Delta, Model, ModelRequest, Reply, TextDelta
 from semibot.wire.receipts import ActivityKind
 
-log = get_logger(__name__)
+log: Final = get_logger(__name__)
 
 MAX_ATTEMPTS: Final = 3
 """How often one request is made at most."""

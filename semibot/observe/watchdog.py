@@ -25,7 +25,7 @@ from semibot.lifetimes import open_services
 from semibot.logs import get_logger
 from semibot.ports import Ports
 
-log = get_logger(__name__)
+log: Final = get_logger(__name__)
 
 INTERVAL: Final = 0.25
 """Seconds between two beats of the loop."""
@@ -56,7 +56,7 @@ class Watchdog:
         self._stop = threading.Event()
         self._seen: FrozenStack | None = None
         self._beats = trio.lowlevel.ParkingLot()
-        self.ticked = threading.Event()
+        self.ticked: threading.Event = threading.Event()
         """Set by the thread whenever it has looked."""
         self.worst_block: LoopBlock | None = None
         """The longest block so far; None if there was none."""

@@ -19,7 +19,7 @@ from .hosting import AdapterHost
 from .journal import Journal
 from .run import ActiveRun, Run
 
-log = get_logger(__name__)
+log: Final = get_logger(__name__)
 
 BusyPolicy: TypeAlias = Literal["interrupt", "enqueue", "reject"]
 """What a new message does to runs that have not ended (protocol section 6)."""

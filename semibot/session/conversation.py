@@ -8,7 +8,7 @@ that anyone saw is never lost either. The second replaces the first.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TypeVar, TypeVarTuple, final
+from typing import Final, TypeVar, TypeVarTuple, final
 
 from semibot.config import Deadlines
 from semibot.errors import DeadlineExceeded, StoreError
@@ -22,7 +22,7 @@ from semibot.workspace.state import SessionState
 
 from .run import ActiveRun, Run
 
-log = get_logger(__name__)
+log: Final = get_logger(__name__)
 
 T = TypeVar("T")
 Ts = TypeVarTuple("Ts")

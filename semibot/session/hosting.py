@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import final
+from typing import Final, final
 
 import trio
 
@@ -18,7 +18,7 @@ from .adapter import Adapter, AdapterContext, AdapterFactory
 from .ending import type_names
 from .run import ActiveRun
 
-log = get_logger(__name__)
+log: Final = get_logger(__name__)
 
 
 @final

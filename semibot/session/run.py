@@ -38,7 +38,7 @@ from semibot.wire.receipts import Outcome, Receipt
 from .ending import Completed, Failed, Stop, StopOutcome, decide_ending
 from .journal import Cursor, Journal, RunEvents
 
-log = get_logger(__name__)
+log: Final = get_logger(__name__)
 
 MAX_CHUNK: Final = 64 * 1024
 """Most characters of one text chunk; longer ones are cut into several."""

@@ -66,7 +66,7 @@ class InlineThreads:
         return {}
 
 
-async def refuse_to_spawn(
+async def refuse_to_spawn(  # noqa: ASYNC124 - the port is async
     argv: Sequence[str],
     *,
     cwd: str | None,

@@ -27,7 +27,7 @@ from semibot.ports import ByteReceiver, ByteSender, Ports, Process
 from semibot.tools import guard
 from semibot.tools._child_output import Tail, empty
 
-log = get_logger(__name__)
+log: Final = get_logger(__name__)
 
 Tier: TypeAlias = Literal["guard", "group"]
 """How the tree of a child is reached."""

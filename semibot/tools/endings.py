@@ -18,7 +18,7 @@ from .paths import ConfinedDirectory
 from .results import shorten_error
 from .threads import BlockingCall
 
-log = get_logger(__name__)
+log: Final = get_logger(__name__)
 
 _MAX_FILES: Final = 100
 _MAX_FRAMES: Final = 5

@@ -21,7 +21,7 @@ import functools
 import inspect
 import threading
 from collections.abc import Awaitable, Callable, Iterable
-from typing import final
+from typing import Final, final
 
 import attrs
 import trio
@@ -65,7 +65,7 @@ from .schema import Bound, parse_arguments
 from .threads import BlockingCall, Workers
 from .tool import Body, Tool
 
-log = get_logger(__name__)
+log: Final = get_logger(__name__)
 
 
 @attrs.frozen(kw_only=True)

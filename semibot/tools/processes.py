@@ -37,7 +37,7 @@ from semibot.tools._child_trees import Tier as Tier
 from semibot.tools.ledger import Activity, Ledger
 from semibot.wire.jsonl import MAX_LINE_BYTES, LineFramer
 
-log = get_logger(__name__)
+log: Final = get_logger(__name__)
 
 STDERR_TAIL_BYTES: Final = 64 * 1024
 """How much of a child's stderr is kept."""
@@ -123,7 +123,7 @@ class Child:
             return b""
         data: bytes | bytearray = b""
         try:
-            with trio.CancelScope() as scope:
+            with trio.CancelScope() as scope:  # noqa: ASYNC912 - receiving is a checkpoint
                 self._receiver = scope
                 if self._is_stopping.is_set():
                     scope.cancel("the child is being stopped")

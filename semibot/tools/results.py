@@ -34,7 +34,7 @@ _NOTE: Final = 400
 Keep: TypeAlias = Callable[[str], Awaitable[str]]
 """Stores a long text and returns its path below the workspace."""
 
-log = get_logger(__name__)
+log: Final = get_logger(__name__)
 
 
 @attrs.frozen

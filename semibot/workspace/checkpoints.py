@@ -14,7 +14,7 @@ from semibot.wire.codec import JsonObject, dump_json, load_json, structure, unst
 
 from .files import sync_directory, write_atomically
 
-log = get_logger(__name__)
+log: Final = get_logger(__name__)
 
 KEPT: Final = 10
 """How many checkpoints are kept."""

@@ -13,7 +13,7 @@ from semibot.wire.codec import JsonObject, JsonValue
 from .memory import ShortTermMemory
 from .skills import CURRENT_VERSION, Skill, read_package
 
-log = get_logger(__name__)
+log: Final = get_logger(__name__)
 
 DEFAULT_TOP_K: Final = 5
 """How many memories are returned if nobody says."""

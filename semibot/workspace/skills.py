@@ -36,7 +36,7 @@ from semibot.errors import RemoteProtocolError
 from semibot.logs import get_logger
 from semibot.wire.codec import JsonObject, JsonValue, load_json
 
-log = get_logger(__name__)
+log: Final = get_logger(__name__)
 
 MAX_SKILLS: Final = 256
 """Most skills that are read from one directory."""

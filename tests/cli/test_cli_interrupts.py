@@ -28,17 +28,23 @@ async def open_endless() -> AsyncGenerator[Session]:
         yield session
 
 
+def ignore() -> None:
+    pass
+
+
 async def test_ctrl_c_cancels_the_run_and_the_conversation_goes_on() -> None:
+    keys: list[str] = []
     async with open_interrupts() as interrupts, open_endless() as session:
         async with session.run("hello") as run:
-            with interrupts.during(run, is_interactive=True):
+            with interrupts.during(run, is_interactive=True, on_key=lambda: keys.append("^C")):
                 signal.raise_signal(CTRL_C)
                 assert await run.wait() == "cancelled"
+        assert keys == ["^C"]
         assert run.receipt is not None
         assert run.receipt.reason == "user_cancelled"
         assert interrupts.exit_code is None
         async with session.run("again") as run:  # and this time is a first time again
-            with interrupts.during(run, is_interactive=True):
+            with interrupts.during(run, is_interactive=True, on_key=ignore):
                 signal.raise_signal(CTRL_C)
                 assert await run.wait() == "cancelled"
         assert interrupts.exit_code is None
@@ -47,7 +53,7 @@ async def test_ctrl_c_cancels_the_run_and_the_conversation_goes_on() -> None:
 async def test_ctrl_c_during_the_only_answer_cancels_it_and_leaves_when_its_end_was_shown() -> None:
     async with open_interrupts() as interrupts, open_endless() as session:
         async with session.run("hello") as run:
-            with interrupts.during(run, is_interactive=False):
+            with interrupts.during(run, is_interactive=False, on_key=ignore):
                 signal.raise_signal(CTRL_C)
                 assert await run.wait() == "cancelled"
                 with trio.fail_after(5):
@@ -58,7 +64,7 @@ async def test_ctrl_c_during_the_only_answer_cancels_it_and_leaves_when_its_end_
 async def test_sigterm_interrupts_the_run_and_leaves() -> None:
     async with open_interrupts() as interrupts, open_endless() as session:
         async with session.run("hello") as run:
-            with interrupts.during(run, is_interactive=True):
+            with interrupts.during(run, is_interactive=True, on_key=ignore):
                 signal.raise_signal(signal.SIGTERM)
                 assert await run.wait() == "interrupted"
     assert interrupts.exit_code == 143

@@ -119,7 +119,8 @@ async def test_thoughts_of_one_stage_are_one_thought(screen: Screen, tmp_path: P
         TextView(screen),
         RunStarted(run_id="r", message_id="m", message="?"),
         Thinking(content=" Read", stage="analyzing"),
-        Thinking(content="ing.\nSlowly.", stage="analyzing"),
+        Thinking(content="ing.\n", stage="analyzing"),
+        Thinking(content="Slowly.\n\n", stage="analyzing"),
         Thinking(content="Next.", stage="planning"),
         TextChunk(content="Answer"),
         Thinking(content="Done.", stage="concluding"),
@@ -129,12 +130,22 @@ async def test_thoughts_of_one_stage_are_one_thought(screen: Screen, tmp_path: P
     assert shown(tmp_path) == "~ Reading.\n  Slowly.\n~ Next.\nAnswer~ Done.\n\n"
 
 
+async def test_a_plan_is_shown_also_if_nothing_comes_of_it(screen: Screen, tmp_path: Path) -> None:
+    await show(
+        TextView(screen),
+        PlanCreated(steps=(PlanStep(id="1", title="one"),)),
+        TextChunk(content="Changed my mind."),
+    )
+    assert shown(tmp_path) == "plan:\n  one\nChanged my mind."
+
+
 async def test_steps_are_shown_unless_their_call_says_it_all(
     screen: Screen, tmp_path: Path
 ) -> None:
     await show(
         TextView(screen),
         PlanCreated(steps=(PlanStep(id="0", title="alone"),)),
+        PlanStepStart(step_id="0", title="alone", tool="read_file"),
         PlanCreated(steps=(PlanStep(id="1", title="one\nline"), PlanStep(id="2", title="two"))),
         PlanStepStart(step_id="1", title="one"),
         PlanStepComplete(step_id="1", title="one", duration_ms=1500),
@@ -147,7 +158,7 @@ async def test_steps_are_shown_unless_their_call_says_it_all(
         PlanStepFailed(step_id="4", title="never begun", error="no luck"),
     )
     assert shown(tmp_path).splitlines() == [
-        "plan of 2 steps:",
+        "plan:",
         "  one line",
         "  two",
         "* one",

@@ -14,6 +14,7 @@ from semibot.cli.describe import (
     shorten,
 )
 from semibot.cli.failures import OutputClosed, explain, is_configuration_code
+from semibot.cli.logs import configure_logs, hush_logs
 from semibot.errors import (
     AdapterError,
     ModelNotConfigured,
@@ -21,6 +22,7 @@ from semibot.errors import (
     UsageError,
     WorkspaceUnusable,
 )
+from semibot.logs import get_logger
 from semibot.wire.codec import dump_json
 from semibot.wire.events import Usage
 from semibot.wire.receipts import ActivityRecord, Receipt
@@ -139,3 +141,19 @@ def test_failures_of_a_run_that_the_operator_can_mend_are_known_by_their_code() 
     assert is_configuration_code("OPENCLAW_BRIDGE_NOT_CONFIGURED")
     assert not is_configuration_code(AdapterError.code)
     assert not is_configuration_code("DEADLINE_EXCEEDED")
+
+
+def test_logs_fall_silent_for_who_does_not_want_to_wait(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    log = get_logger("semibot.test")
+    configure_logs(is_verbose=False)
+    log.info("not of interest")
+    log.warning("odd \x1b", size=1)
+    hush_logs()
+    log.error("cut short")
+    assert capsys.readouterr().err == "warning: odd  size=1\n"
+    configure_logs(is_verbose=True)
+    hush_logs()
+    log.info("of interest")
+    assert capsys.readouterr().err == "info: of interest\n"

@@ -120,6 +120,9 @@ async def test_a_cancel_before_the_start_still_cancels(
         receipt = await run.cancel("early")
         assert receipt is not None
         assert (receipt.started, receipt.outcome) == (False, "cancelled")
+        await run.wait()
+        assert run.receipt is not None
+        assert run.receipt.started is False
         events = await events_of(run)
     assert handled == []
     assert [type(event) for event in events] == [RunStarted, ExecutionComplete]
@@ -172,6 +175,7 @@ async def test_what_does_not_stop_within_the_grace_is_listed_as_abandoned(
             assert receipt is not None
             assert receipt.seconds == pytest.approx(4, abs=0.01)
             assert [(a.kind, a.name) for a in receipt.abandoned] == [("adapter", "FunctionAdapter")]
+            assert receipt.abandoned[0].seconds == pytest.approx(5, abs=0.01)
         assert trio.current_time() == pytest.approx(5, abs=0.1)
         await trio.sleep(40)
         assert late == [Closed(2)]
@@ -191,3 +195,16 @@ async def test_a_run_that_has_said_its_end_stays_completed_when_it_is_cancelled_
         assert run.outcome == "completed"
         assert receipt is not None
         assert receipt.already is True
+
+
+async def test_a_run_that_ended_a_while_ago_still_has_its_receipt(
+    autojump_clock: MockClock, tmp_path: Path
+) -> None:
+    async with opened(tmp_path, hang) as session:
+        async with session.run("x") as first:
+            await wait_all_tasks_blocked()
+        for _ in range(3):
+            async with session.run("y") as run:
+                await wait_all_tasks_blocked()
+        assert await session.cancel(run_id=first.id) == first.receipt
+        assert run.receipt is not None

@@ -6,6 +6,8 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
@@ -14,9 +16,10 @@ from trio.testing import MockClock
 
 from semibot.config import Deadlines
 from semibot.errors import SessionInUse, StoreError, UsageError, WorkspaceUnusable
-from semibot.session import ActiveRun, Session, open_session
-from semibot.testing import adapter_from, simulated_ports
+from semibot.session import ActiveRun, Adapter, AdapterContext, Session, open_session
+from semibot.testing import FunctionAdapter, adapter_from, simulated_ports
 from semibot.wire.chat import Message
+from semibot.wire.codec import JsonObject
 from semibot.wire.events import ExecutionError, TextChunk
 from semibot.workspace.checkpoints import KEPT, CheckpointDirectory
 from semibot.workspace.memory import ShortTermMemory
@@ -251,3 +254,33 @@ async def test_a_session_without_a_workspace_leaves_nothing_behind(
         workspace = session.workspace
         assert workspace.is_dir()
     assert not workspace.exists()
+
+
+async def test_an_adapters_state_comes_back_to_its_own_kind_only(
+    autojump_clock: MockClock, tmp_path: Path
+) -> None:
+    seen: list[object] = []
+
+    class Keeper(Adapter):
+        async def handle(self, run: ActiveRun) -> None:
+            await run.complete("kept")
+
+        async def get_snapshot(self) -> JsonObject:
+            return {"number": 7}
+
+    @asynccontextmanager
+    async def keeper(context: AdapterContext) -> AsyncGenerator[Adapter]:
+        seen.append(context.snapshot)
+        yield Keeper()
+
+    @asynccontextmanager
+    async def stranger(context: AdapterContext) -> AsyncGenerator[Adapter]:
+        seen.append(context.snapshot)
+        yield FunctionAdapter(echo)
+
+    for factory in (keeper, keeper, stranger):
+        async with open_session(
+            factory, workspace=tmp_path, session_id="s", ports=simulated_ports()
+        ) as session:
+            await ask(session, "x")
+    assert seen == [None, {"number": 7}, None]

@@ -43,7 +43,7 @@ from semibot.models.openai.settings import OpenAISettings
 from semibot.ports import Ports
 from semibot.wire.codec import load_json
 
-log = get_logger(__name__)
+log: Final = get_logger(__name__)
 
 USAGE_WAIT: Final = 2.0
 """How long to wait for the usage report after a complete answer, in seconds."""
