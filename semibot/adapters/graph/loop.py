@@ -55,7 +55,7 @@ class GraphRun:
 
     async def respond(self) -> None:
         """Drive the run to its end."""
-        await self._think("analyzing", "Reading the request.")
+        await self._note("analyzing", "Reading the request.")
         replans = 0
         for iteration in range(1, self.max_iterations):
             reply = await self._ask("auto")
@@ -65,7 +65,7 @@ class GraphRun:
                 return
             self.run.remember(reply.message)
             steps = make_plan(calls, iteration)
-            await self._think("planning", f"Next: {'; '.join(step.title for step in steps)}.")
+            await self._note("planning", f"Next: {'; '.join(step.title for step in steps)}.")
             results = await self.actor.act(steps)
             replans += await self._observe(results)
             if replans > self.max_replans:
@@ -120,10 +120,10 @@ class GraphRun:
         """Say what came of a plan; return whether any of it failed."""
         failed = [result for result in results if result.outcome != "ok"]
         if not failed:
-            await self._think("reasoning", f"{len(results)} of {len(results)} steps worked.")
+            await self._note("reasoning", f"{len(results)} of {len(results)} steps worked.")
             return False
         names = ", ".join(f"{result.tool_name} ({result.outcome})" for result in failed)
-        await self._think(
+        await self._note(
             "reasoning",
             f"{len(results) - len(failed)} of {len(results)} steps worked; not: {names}.",
         )
@@ -134,13 +134,17 @@ class GraphRun:
         if not text:
             text = NO_ANSWER if reply.message.tool_calls else ""
             await self._pass_on(TextDelta(text=text))
-        await self._think("concluding", "Done." if reason is None else f"Stopped: {reason}.")
+        await self._note("concluding", "Done." if reason is None else f"Stopped: {reason}.")
         self.run.remember(Message(role="assistant", content=text))
         await self.run.complete(termination_reason=reason or _unusual(reply.finish_reason))
 
     async def _say(self, text: str) -> None:
         if text:
             await self.run.emit(TextChunk(content=text))
+
+    async def _note(self, stage: Stage, text: str) -> None:
+        """Say a line of our own between the model's thoughts."""
+        await self._think(stage, f"{text}\n")
 
     async def _think(self, stage: Stage, text: str) -> None:
         await self.run.emit(Thinking(content=text, stage=stage))
