@@ -653,7 +653,7 @@ def run_cause(cause: Cause, workspace: Path) -> Row:
     found = [left] if left else []
     if any(stage.ports.threads.in_use().values()):
         found.append(f"threads {dict(stage.ports.threads.in_use())}")
-    if children := _children() | _processes_in(workspace):
+    if children := _children() | processes_in(workspace):
         found.append(f"children {sorted(children)}")
     if more := _descriptors() - descriptors:
         found.append(f"descriptors {sorted(more)}")
@@ -690,7 +690,7 @@ def _children() -> set[int]:
     return {int(pid) for file in tasks.glob("*/children") for pid in file.read_text().split()}
 
 
-def _processes_in(workspace: Path) -> set[int]:
+def processes_in(workspace: Path) -> set[int]:
     """Find whoever was started for *workspace*, however often it has forked since."""
     found: set[int] = set()
     for directory in Path("/proc").glob("[0-9]*/cwd"):

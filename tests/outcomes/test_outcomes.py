@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from causes import CAUSES, Cause, Stage, run_cause
+from sigkill import kill_once
 
 
 @pytest.mark.parametrize("cause", CAUSES, ids=[cause.name for cause in CAUSES])
@@ -69,3 +70,13 @@ def test_the_measurement_sees_what_is_left(
     mend[0]()
     assert row.left != ""
     assert not row.is_as_expected
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the guard is for Linux")
+@pytest.mark.parametrize("number", range(3))
+def test_nothing_is_alive_a_second_after_the_program_was_killed(
+    number: int, tmp_path: Path
+) -> None:
+    killing = kill_once(tmp_path)
+    assert killing.before >= 4, f"run {number}: the agents were not at work"
+    assert killing.left == 0
