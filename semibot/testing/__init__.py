@@ -7,11 +7,13 @@ from .adapters import FunctionAdapter as FunctionAdapter
 from .adapters import adapter_from as adapter_from
 from .logs import capture_logs as capture_logs
 from .ports import simulated_ports as simulated_ports
+from .sweep import SweepDidNotEnd as SweepDidNotEnd
 from .sweep import SweepReport as SweepReport
 from .sweep import cancel_everywhere as cancel_everywhere
 
 __all__ = [
     "FunctionAdapter",
+    "SweepDidNotEnd",
     "SweepReport",
     "adapter_from",
     "cancel_everywhere",

@@ -50,7 +50,7 @@ class ExitStatus:
 
     @classmethod
     def from_return_code(cls, return_code: int) -> Self:
-        """Return the status for a code as :mod:`subprocess` has it: negative means a signal."""
+        """Return the status for a code as ``subprocess`` has it: negative means a signal."""
         if return_code < 0:
             return cls(signal=-return_code)
         return cls(code=return_code)
