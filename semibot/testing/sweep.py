@@ -38,7 +38,7 @@ class SweepReport:
 
 
 class SweepDidNotEnd(SemibotError):
-    """Raised when a scenario takes more than :data:`MAX_STEPS` steps."""
+    """Raised when a scenario takes more than 5000 steps."""
 
 
 @final
