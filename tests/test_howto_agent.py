@@ -121,7 +121,7 @@ def test_the_agent_can_be_cancelled_at_every_step() -> None:
                 await run.wait()
 
     def audit() -> str | None:
-        unfinished = [run for run in runs if run.has_begun and run.terminal is None]
+        unfinished = [run for run in runs if run.text and run.terminal is None]
         return f"{len(unfinished)} run(s) without an end" if unfinished else None
 
     report = cancel_everywhere(scenario, audit=audit)

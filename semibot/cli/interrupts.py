@@ -132,7 +132,7 @@ class Interrupts:
             self.body.cancel("the program was told to end")
             return
         if self.exit_code == exits.TERMINATED:
-            run.request_stop("interrupted", "the program was told to end")
+            run.interrupt("the program was told to end")
         # Bounded by run.cancel_grace and session.save.
         await run.cancel(_KEY_REASON)
         # The run has ended; its end is still to be shown, unless nobody reads it.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter, deque
 from collections.abc import Mapping
+from functools import partial
 from typing import Final, Literal, TypeAlias, final
 
 import structlog
@@ -15,9 +16,10 @@ from semibot.logs import get_logger
 from semibot.wire.receipts import Outcome
 
 from .conversation import Conversation
+from .execution import Execution
 from .hosting import AdapterHost
 from .journal import Journal
-from .run import ActiveRun, Run
+from .run import ActiveRun
 
 log: Final = get_logger(__name__)
 
@@ -57,16 +59,16 @@ class Conductor:
         self._conversation = conversation
         self._host = host
         self._deadlines = deadlines
-        self._waiting: deque[Run] = deque()
-        self._current: Run | None = None
-        self._past: deque[Run] = deque(maxlen=MAX_REMEMBERED)
+        self._waiting: deque[Execution] = deque()
+        self._current: Execution | None = None
+        self._past: deque[Execution] = deque(maxlen=MAX_REMEMBERED)
         self._outcomes: Counter[Outcome] = Counter()
         self._work = trio.lowlevel.ParkingLot()
         self._idle = trio.lowlevel.ParkingLot()
         self._is_closing = False
 
     @property
-    def current(self) -> Run | None:
+    def current(self) -> Execution | None:
         """The run under way."""
         return self._current
 
@@ -76,7 +78,7 @@ class Conductor:
         return len(self._waiting)
 
     @property
-    def last(self) -> Run | None:
+    def last(self) -> Execution | None:
         """The run that ended last."""
         return self._past[-1] if self._past else None
 
@@ -85,12 +87,12 @@ class Conductor:
         """How many runs have ended, by outcome."""
         return dict(self._outcomes)
 
-    def unfinished(self) -> list[Run]:
+    def unfinished(self) -> list[Execution]:
         """Return the runs without a terminal event, in the order of their turns."""
         current = [] if self._current is None else [self._current]
         return [*current, *self._waiting]
 
-    def find(self, run_id: str | None) -> Run | None:
+    def find(self, run_id: str | None) -> Execution | None:
         """Return a run: the oldest that has not ended, or the one of an id.
 
         Args:
@@ -102,7 +104,7 @@ class Conductor:
         runs = [*unfinished, *self._past]
         return next((run for run in runs if run.id == run_id), None)
 
-    def admit(self, run: Run, on_busy: BusyPolicy) -> None:
+    def admit(self, run: Execution, on_busy: BusyPolicy) -> None:
         """Put *run* into the queue, or refuse it; never waits.
 
         Args:
@@ -122,6 +124,7 @@ class Conductor:
         if on_busy == "interrupt":
             for earlier in unfinished:
                 earlier.request_stop("cancelled", "interrupted by a new message")
+        run.has_turn = not unfinished
         self._waiting.append(run)
         self._work.unpark_all()
 
@@ -152,6 +155,7 @@ class Conductor:
                         # Unbounded on purpose: the user's next message.
                         await self._work.park()
                     self._current = run = self._waiting.popleft()
+                    run.has_turn = True
                     self._outcomes[await self._conduct(run, nursery)] += 1
                     self._current = None
                     self._past.append(run)
@@ -164,7 +168,7 @@ class Conductor:
             self._current = None
             self._idle.unpark_all()
 
-    async def _conduct(self, run: Run, nursery: trio.Nursery) -> Outcome:
+    async def _conduct(self, run: Execution, nursery: trio.Nursery) -> Outcome:
         """Take *run* from ``run_started`` to its terminal event; never raises for it."""
         if self.last is not None:
             self._journal.forget_before(self.last.first_seq)
@@ -178,7 +182,8 @@ class Conductor:
             run.begin()
             active = ActiveRun(run, before)
             if not run.is_decided:
-                nursery.start_soon(run.drive, self._host.handle, active, self._deadlines.run_limit)
+                run.start(self._deadlines.run_limit)
+                nursery.start_soon(run.drive, partial(self._host.handle, active))
                 await run.settle(self._deadlines.run_cancel_grace, self._host.name)
             save_error: SemibotError | None = None
             try:

@@ -20,7 +20,8 @@ from semibot.wire.codec import JsonObject
 from semibot.workspace.checkpoints import Checkpoint, CheckpointStatus, checkpoint_id
 from semibot.workspace.state import SessionState
 
-from .run import ActiveRun, Run
+from .execution import Execution
+from .run import ActiveRun
 
 log: Final = get_logger(__name__)
 
@@ -66,7 +67,7 @@ class Conversation:
         """What the adapter wants back when the session is opened again."""
         return self._snapshot
 
-    async def begin(self, run: Run, covers_seq: int) -> tuple[Message, ...]:
+    async def begin(self, run: Execution, covers_seq: int) -> tuple[Message, ...]:
         """Add the question, durably, and return the history before it.
 
         Args:
@@ -86,7 +87,7 @@ class Conversation:
         return before
 
     async def finish(
-        self, run: Run, active: ActiveRun, snapshot: JsonObject | None, covers_seq: int
+        self, run: Execution, active: ActiveRun, snapshot: JsonObject | None, covers_seq: int
     ) -> None:
         """Add what the run leaves behind, durably.
 
@@ -111,7 +112,7 @@ class Conversation:
 
     async def _save(
         self,
-        run: Run,
+        run: Execution,
         status: CheckpointStatus,
         covers_seq: int,
         history: tuple[Message, ...],

@@ -30,6 +30,7 @@ from semibot.wire.receipts import Outcome, Receipt
 
 from .conductor import BusyPolicy, Conductor
 from .conversation import Conversation
+from .execution import Execution
 from .hosting import AdapterHost
 from .journal import Cursor, Journal
 from .run import Run
@@ -113,7 +114,7 @@ class Session:
         last = self._conductor.last
         if last is None:
             raise UsageError("no run of this session has ended yet")
-        return last
+        return Run(last)
 
     def statistics(self) -> SessionStatistics:
         """Return a snapshot of what the session is doing."""
@@ -125,7 +126,7 @@ class Session:
             current_run_id=None if current is None else current.id,
             waiting=self._conductor.waiting,
             ended=self._conductor.outcomes,
-            under_way=0 if current is None else len(current.under_way()),
+            under_way=0 if current is None else len(current.ledger.under_way()),
             journal_bytes=self._journal.kept_bytes,
             threads_in_use=self._ports.threads.in_use(),
             worst_block=self._watchdog.worst_block,
@@ -177,7 +178,7 @@ class Session:
         """
         if not message.strip():
             raise UsageError("the message is blank")
-        run = Run(
+        execution = Execution(
             id=self._ports.ids.new_id(),
             message=message,
             message_id=self._ports.ids.new_id(),
@@ -186,17 +187,17 @@ class Session:
             expires_at=trio.current_time() + budget,
             journal=self._journal,
         )
-        self._conductor.admit(run, on_busy)
+        self._conductor.admit(execution, on_busy)
         try:
-            yield run
+            yield Run(execution)
         except trio.Cancelled:
-            run.request_stop("cancelled", "cancelled from outside")
+            execution.request_stop("cancelled", "cancelled from outside")
             raise
         finally:
-            run.request_stop("cancelled", "its block was left")
-            if run.has_begun and not run.has_ended:
+            execution.request_stop("cancelled", "its block was left")
+            if execution.has_turn and not execution.has_ended:
                 with grace("leave_bound", self._deadlines.leave_bound):
-                    await run.wait()
+                    await execution.wait_ended()
 
     async def cancel(
         self, reason: str = "user_cancelled", *, run_id: str | None = None
@@ -211,7 +212,7 @@ class Session:
         run = self._conductor.find(run_id)
         if run is None:
             return Receipt(run_id=run_id, already=True)
-        return await run.cancel(reason)
+        return await Run(run).cancel(reason)
 
     def update_config(self, patch: JsonObject) -> None:
         """Change the adapter's configuration; it takes effect at the next run.

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
@@ -16,9 +18,14 @@ from semibot.errors import (
 )
 from semibot.session import (
     ActiveRun,
+    Adapter,
+    AdapterContext,
     Closed,
     Emitted,
+    open_session,
 )
+from semibot.testing import FunctionAdapter, simulated_ports
+from semibot.wire.codec import JsonObject
 from semibot.wire.events import (
     ExecutionComplete,
     ExecutionError,
@@ -41,7 +48,7 @@ async def test_a_run_says_the_question_then_the_answer_then_its_end(
             TextChunk(content="b"),
             ExecutionComplete(run_id=run.id, final_response="ab", usage=Usage()),
         ]
-        assert session.last_run is run
+        assert session.last_run == run
         assert run.outcome == "completed"
         assert [entry.seq for entry in await everything(session)] == [1, 2, 3, 4]
 
@@ -85,7 +92,7 @@ async def test_an_error_in_the_block_comes_out_bare_and_cancels_the_run(
         with pytest.raises(KeyError):
             async with session.run("x"):
                 raise KeyError("mine")
-        assert session.statistics().ended == {}
+        assert session.statistics().ended == {"cancelled": 1}
         async with session.run("y") as run:
             await wait_all_tasks_blocked()
         assert run.outcome == "cancelled"
@@ -224,3 +231,55 @@ async def test_a_long_text_is_cut_into_chunks_and_a_long_answer_is_truncated(
         assert run.terminal.final_response is not None
         assert len(run.terminal.final_response.encode()) <= 32 * 1024
         assert text.startswith(run.terminal.final_response)
+
+
+async def test_a_block_that_is_left_at_once_waits_for_the_end_too(
+    autojump_clock: MockClock, tmp_path: Path
+) -> None:
+    async with opened(tmp_path, hang) as session:
+        async with session.run("x") as run:
+            pass
+        assert session.last_run == run
+        assert run.outcome == "cancelled"
+        for seconds in range(20):
+            with trio.move_on_after(seconds / 1000):
+                async with session.run("y") as run:
+                    await run.wait()
+            assert run.has_ended
+            assert session.last_run == run
+
+
+async def test_a_deadline_ends_also_a_run_whose_adapter_shields_itself(
+    autojump_clock: MockClock, tmp_path: Path
+) -> None:
+    async def handle(_: ActiveRun) -> None:
+        with trio.CancelScope(shield=True, deadline=trio.current_time() + 50):
+            await trio.sleep(40)
+
+    deadlines = Deadlines(run_limit=3, run_cancel_grace=2)
+    async with opened(tmp_path, handle, deadlines) as session:
+        async with session.run("x") as run:
+            assert await run.wait() == "timeout"
+        assert trio.current_time() == pytest.approx(5, abs=0.1)
+
+
+async def test_a_cancel_after_the_adapter_failed_does_not_hide_the_failure(
+    autojump_clock: MockClock, tmp_path: Path
+) -> None:
+    class Failing(FunctionAdapter):
+        async def get_snapshot(self) -> JsonObject | None:
+            await trio.sleep(1)
+            return None
+
+    async def handle(_: ActiveRun) -> None:
+        raise ValueError
+
+    @asynccontextmanager
+    async def factory(_: AdapterContext) -> AsyncIterator[Adapter]:
+        yield Failing(handle)
+
+    async with open_session(factory, workspace=tmp_path, ports=simulated_ports()) as session:
+        async with session.run("x") as run:
+            await trio.sleep(0.5)
+            await run.cancel()
+        assert run.outcome == "failed"
