@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from semibot.adapters.openclaw import openclaw_agent as openclaw_agent
     from semibot.config import Deadlines as Deadlines
     from semibot.errors import SemibotError as SemibotError
+    from semibot.errors import ToolError as ToolError
     from semibot.models.demonstration import demonstration_model as demonstration_model
     from semibot.models.openai import openai_model as openai_model
     from semibot.models.scripted import scripted_model as scripted_model
@@ -83,6 +84,7 @@ __all__ = [
     "ToolCallComplete",
     "ToolCallStart",
     "ToolContext",
+    "ToolError",
     "Usage",
     "__version__",
     "demonstration_model",
@@ -125,6 +127,7 @@ _ROOMS: Final = {
     "ToolCallComplete": "wire.events",
     "ToolCallStart": "wire.events",
     "ToolContext": "tools",
+    "ToolError": "errors",
     "Usage": "wire.events",
     "demonstration_model": "models.demonstration",
     "open_session": "session",

@@ -34,7 +34,9 @@ RUNTIME_NAMES: Final = ("graph", "semigraph", "openclaw")
     default=Path(),
     help="Directory that the agent works in; by default the current one.",
 )
-@click.option("--session", "session_id", metavar="ID", help="Continue the session of that id.")
+@click.option(
+    "--session", "session_id", metavar="ID", help="Continue the session of that id, or begin one."
+)
 @click.option(
     "--allow",
     "grants",
@@ -67,12 +69,14 @@ def command(
     answer and shows what was stopped; twice it leaves.
 
     Exit codes: 0 answered, 1 the run failed, 2 usage, 78 something must be set up first,
-    130 interrupted by Ctrl-C.
+    130 interrupted by Ctrl-C, 143 by SIGTERM.
     """
     if not is_local:
         raise click.UsageError(
             "there is no host to talk to yet; semibot chat --local runs the agent right here"
         )
+    if model is not None and not model.strip():
+        raise click.UsageError("--model needs a name, such as openai:gpt-5")
     from .talk import ChatOptions, run_chat
 
     return run_chat(

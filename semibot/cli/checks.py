@@ -15,7 +15,6 @@ from typing import Final, Literal, TypeAlias
 import attrs
 import trio
 from rich.console import Console
-from rich.table import Table
 from rich.text import Text
 
 from semibot.adapters.openclaw import COMMAND_VARIABLE
@@ -56,7 +55,7 @@ class Check:
 
 
 def run_doctor(workspace: Path) -> int:
-    """Make all checks, show them as a table, and return the exit code.
+    """Make all checks, show them and return the exit code.
 
     Args:
         workspace: The directory that an agent would work in.
@@ -87,17 +86,18 @@ async def make_checks(ports: Ports, workspace: Path) -> tuple[Check, ...]:
 
 
 def _show(checks: tuple[Check, ...], environment: Mapping[str, str]) -> None:
-    table = Table("check", "", "found", "what to do", box=None, pad_edge=False)
-    for check in checks:
-        table.add_row(
-            check.name,
-            Text(check.status, _STYLES[check.status]),
-            Text(clean(check.found), overflow="fold"),
-            Text(clean(check.hint), overflow="fold"),
-        )
-    Console(color_system=None if environment.get("NO_COLOR") else "auto", highlight=False).print(
-        table
+    """Show what was found, with what to do beneath; no line is cut, so paths can be copied."""
+    console = Console(
+        color_system=None if environment.get("NO_COLOR") else "auto",
+        highlight=False,
+        soft_wrap=True,
     )
+    width = max(len(check.name) for check in checks)
+    for check in checks:
+        status = (f"{check.status:4}", _STYLES[check.status])
+        console.print(Text.assemble(f"{check.name:{width}}  ", status, f"  {clean(check.found)}"))
+        if check.hint:
+            console.print(Text(f"{'':{width}}        {clean(check.hint)}"))
 
 
 def check_python() -> Check:

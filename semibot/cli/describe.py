@@ -46,7 +46,7 @@ def describe_receipt(receipt: Receipt) -> list[str]:
     """Return the lines of a receipt, the first of which is its sum."""
     if receipt.already:
         return [f"nothing to stop: the run had ended already ({receipt.outcome})"]
-    sum_line = f"{receipt.outcome} ({receipt.reason}) in {receipt.seconds:.2f} s"
+    sum_line = f"{_why(receipt)}, in {receipt.seconds:.2f} s"
     lines = [f"{sum_line}; {describe_usage(receipt.usage)}"]
     lines += [f"  stopped    {_activity(record)}" for record in receipt.stopped]
     lines += [f"  abandoned  {_activity(record)}" for record in receipt.abandoned]
@@ -55,8 +55,18 @@ def describe_receipt(receipt: Receipt) -> list[str]:
     return lines
 
 
+def _why(receipt: Receipt) -> str:
+    match receipt.outcome, receipt.reason:
+        case "cancelled" | "failed", "user_cancelled":
+            return "cancelled by you"
+        case "timeout", reason:
+            return f"stopped by its deadline {reason}"
+        case outcome, reason:
+            return f"{outcome}: {reason}"
+
+
 def _activity(record: ActivityRecord) -> str:
-    parts = [f"{record.kind} {record.name}"]
+    parts = [f"{record.kind.replace('_', ' ')} {record.name}"]
     if record.pid is not None:
         parts.append(f"pid {record.pid}")
     parts.append(f"after {record.seconds:.1f} s")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Protocol, assert_never, final
+from typing import Final, assert_never, final
 
 import attrs
 
@@ -38,13 +38,8 @@ from semibot.wire.receipts import Receipt
 from .describe import describe_arguments, describe_duration, describe_receipt, describe_usage
 from .screen import BAD, CALL, DIM, GOOD, ODD, Screen
 
-
-class RunView(Protocol):
-    """How the events of one run are shown."""
-
-    async def show(self, entry: JournalEntry) -> None:
-        """Show an event, in order."""
-        ...
+_MAX_JOINED: Final = 78
+"""Longest line that a call shares with its error, in characters."""
 
 
 @final
@@ -67,12 +62,15 @@ class TextView:
 
     screen: Screen
     """Where to show it."""
+    is_verbose: bool = attrs.field(default=False, kw_only=True)
+    """Whether to show also an agent's notes on its own progress."""
     _plan: tuple[PlanStep, ...] = attrs.field(default=(), init=False)
     _stage: Stage | None = attrs.field(default=None, init=False)
     _last_call: str | None = attrs.field(default=None, init=False)
     _calls: dict[str, str] = attrs.field(factory=dict[str, str], init=False)
     _denied: set[str] = attrs.field(factory=set[str], init=False)
     _steps: set[str] = attrs.field(factory=set[str], init=False)
+    _is_after_step: bool = attrs.field(default=False, init=False)
 
     async def show(self, entry: JournalEntry) -> None:
         """Show an event."""
@@ -84,6 +82,7 @@ class TextView:
             await self._think(event)
             return
         self._stage = None
+        self._is_after_step = isinstance(event, PlanStepComplete | PlanStepFailed | FileCreated)
         match event:
             case RunStarted():
                 pass
@@ -142,16 +141,31 @@ class TextView:
         self._plan = ()
 
     async def _think(self, event: Thinking) -> None:
+        is_note = self._is_note(event)
+        self._is_after_step = False
+        if is_note and not self.is_verbose:
+            self._stage = None
+            return
         if event.stage != self._stage:
             await self.screen.end_line()
         self._stage = event.stage
         self._last_call = None
         await self.screen.think(event.content)
 
+    def _is_note(self, event: Thinking) -> bool:
+        """Return whether an agent says this of its progress, which can be seen anyway.
+
+        A note is a whole line. In the reasoning, which is the model's, only the line that
+        sums up the steps right before it is one.
+        """
+        if not event.content.endswith("\n") or event.content.count("\n") > 1:
+            return False
+        return self._is_after_step if event.stage == "reasoning" else event.stage != self._stage
+
     async def _begin(self, call: str, title: str) -> None:
         self._calls[call] = title = _one_line(title)
         self._last_call = call
-        await self.screen.note(f"* {title}", CALL)
+        await self.screen.begin_call(f"* {title}", CALL)
 
     async def _end_call(self, event: ToolCallComplete) -> None:
         was_denied = event.tool_name in self._denied
@@ -167,10 +181,13 @@ class TextView:
         prefix = "" if call == self._last_call else f"{title}: "
         self._last_call = None
         took = "" if duration is None else f" {describe_duration(duration)}"
+        is_long = error is not None and ("\n" in error or len(f"* {title}  {error}") > _MAX_JOINED)
+        if prefix or is_long:
+            await self.screen.end_line()
         if error is None:
-            await self.screen.note(f"  {prefix}ok{took}", GOOD)
+            await self.screen.end_call(f"  {prefix}ok{took}", GOOD)
         else:
-            await self.screen.note(f"  {prefix}{error}", BAD)
+            await self.screen.end_call(f"  {prefix}{error}", BAD)
 
 
 def _one_line(text: str) -> str:
@@ -189,7 +206,9 @@ async def show_end(
         is_verbose: Whether the tokens of an answer are of interest.
     """
     await screen.end_answer()
-    if isinstance(terminal, ExecutionError):
+    # The receipt says it, if the run was stopped; another failure is the error's to say.
+    was_stopped = receipt is not None and receipt.outcome in {"timeout", "interrupted"}
+    if isinstance(terminal, ExecutionError) and not was_stopped:
         again = "; the same message may succeed later" if terminal.retryable else ""
         await screen.note(f"failed: {terminal.code}: {terminal.error}{again}", BAD)
     if receipt is not None:

@@ -8,7 +8,7 @@ of a line of the answer.
 from __future__ import annotations
 
 import sys
-from typing import Final, final
+from typing import Final, Literal, final
 
 from rich.console import Console
 from rich.text import Text
@@ -53,7 +53,8 @@ class Screen:
             soft_wrap=True,
         )
         self._is_mid_answer = False
-        self._is_mid_note = False
+        self._open: Literal["thought", "call"] | None = None
+        self._is_at_prompt = False
         self._was_noted = False
         self._is_after_key = False
         self._held_back = ""
@@ -87,12 +88,29 @@ class Screen:
         await self._begin_note()
         await self._print(text, style, end="\n")
 
+    async def begin_call(self, text: str, style: str) -> None:
+        """Show what is done, and leave the line open for :meth:`end_call`."""
+        await self._end_note()
+        await self._begin_note()
+        self._open = "call"
+        await self._print(text, style, end="")
+
+    async def end_call(self, text: str, style: str) -> None:
+        """Show what came of a call: on its line, or if that was ended, on one of its own."""
+        await self._end_key()
+        if self._open != "call":
+            await self.note(text, style)
+            return
+        self._open = None
+        await self._print(text, style, end="\n")
+
     async def think(self, text: str) -> None:
         """Show a piece of thought, which the next piece continues on the same line."""
         await self._end_key()
-        if not self._is_mid_note:
+        if self._open != "thought":
+            await self._end_note()
             await self._begin_note()
-            self._is_mid_note = True
+            self._open = "thought"
             text = "~ " + text.lstrip()
         text = self._held_back + text
         thought = text.rstrip("\n")
@@ -106,11 +124,25 @@ class Screen:
     async def prompt(self) -> None:
         """Ask for a message."""
         await self._end_note()
+        self._is_at_prompt = True
         await self._print("> ", "bold", end="")
 
     def key_was_shown(self) -> None:
         """Let what comes next begin a line: the terminal has shown ``^C`` in this one."""
         self._is_after_key = self._err.is_terminal
+
+    def take_line(self) -> str:
+        """Return the end of the line that is open, if one is, and count it as shown.
+
+        For what is written to standard error past this object, from any thread.
+        """
+        is_open = self._open is not None or self._is_at_prompt or self._is_after_key
+        if self._is_one_terminal and self._is_mid_answer:
+            is_open, self._is_mid_answer = True, False
+        self._open, self._held_back = None, ""
+        self._is_at_prompt = self._is_after_key = False
+        self._was_noted = True
+        return "\n" if is_open else ""
 
     async def _begin_note(self) -> None:
         if self._is_one_terminal and self._is_mid_answer:
@@ -121,14 +153,15 @@ class Screen:
     async def _end_note(self) -> None:
         await self._end_key()
         self._held_back = ""
-        if self._is_mid_note:
-            self._is_mid_note = False
+        self._is_at_prompt = False  # Enter has ended its line
+        if self._open is not None:
+            self._open = None
             await self._err.write("\n")
 
     async def _end_key(self) -> None:
         if self._is_after_key:
-            self._is_after_key = self._is_mid_note = False
-            self._held_back = ""
+            self._is_after_key = False
+            self._open, self._held_back = None, ""
             if self._is_one_terminal:
                 self._is_mid_answer = False
             await self._err.write("\n")

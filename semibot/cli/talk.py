@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from pathlib import Path
 from typing import Final, final
@@ -29,6 +30,9 @@ Type a message and press Enter. Ctrl-C stops an answer, twice it leaves.
   /help  shows this
   /exit  leaves, as Ctrl-D does"""
 """What ``/help`` says."""
+
+_COMMAND: Final = re.compile(r"/[A-Za-z]+")
+"""One word like ``/help``; whatever has more in it, such as a path, is a message."""
 
 
 @attrs.frozen(kw_only=True)
@@ -64,19 +68,20 @@ def run_chat(options: ChatOptions) -> int:
         ExceptionGroup: Of such errors.
         OutputClosed: If nobody reads standard output any more.
     """
-    configure_logs(is_verbose=options.is_verbose)
     return trio.run(_chat, options)
 
 
 async def _chat(options: ChatOptions) -> int:
     ports = live_ports()
+    screen = Screen(ports)
+    configure_logs(is_verbose=options.is_verbose, take_line=screen.take_line)
     exit_code = exits.COMPLETED
     async with open_interrupts() as interrupts:
-        exit_code = await _open(options, ports, interrupts)
+        exit_code = await _open(options, ports, screen, interrupts)
     return exit_code if interrupts.exit_code is None else interrupts.exit_code
 
 
-async def _open(options: ChatOptions, ports: Ports, interrupts: Interrupts) -> int:
+async def _open(options: ChatOptions, ports: Ports, screen: Screen, interrupts: Interrupts) -> int:
     keyboard = Keyboard(sys.stdin)
     message = options.message
     if message is None and not keyboard.is_terminal:
@@ -91,7 +96,7 @@ async def _open(options: ChatOptions, ports: Ports, interrupts: Interrupts) -> i
         payload=runtime.payload,
         ports=ports,
     ) as session:
-        dialogue = Dialogue(options, session, Screen(ports), keyboard, interrupts)
+        dialogue = Dialogue(options, session, screen, keyboard, interrupts)
         if message is not None:
             if options.is_verbose:
                 await dialogue.introduce(runtime)
@@ -151,6 +156,10 @@ class Dialogue:
                 break
             elif line.strip() == "/help":
                 await self.screen.note(HELP)
+            elif _COMMAND.fullmatch(line.strip()):
+                await self.screen.note(
+                    f"there is no command {line.strip()}; there are /help and /exit", ODD
+                )
             elif line.strip():
                 await self._ask(line, is_interactive=True)
         return exits.COMPLETED
@@ -177,9 +186,14 @@ class Dialogue:
                 )
         return terminal
 
+    def _make_view(self) -> JsonView | TextView:
+        if self.options.is_json:
+            return JsonView(self.screen)
+        return TextView(self.screen, is_verbose=self.options.is_verbose)
+
     async def _show(self, run: Run, after: int) -> TerminalEvent:
         """Show the events of *run* up to its terminal one, and return that."""
-        view = JsonView(self.screen) if self.options.is_json else TextView(self.screen)
+        view = self._make_view()
         while True:
             try:
                 async for entry in self.session.cursor(after=after):

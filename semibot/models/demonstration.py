@@ -24,11 +24,12 @@ NAME: Final = "demonstration"
 """The model's name."""
 
 NOTICE: Final = (
-    "This is a demonstration: no language model is connected, so I do not understand your "
-    "question. To connect one, set OPENAI_API_KEY, or OPENAI_BASE_URL for any compatible "
-    "server (and SEMIBOT_MODEL to choose a model), then start again."
+    "This is a demonstration: no language model is connected, so I do not\n"
+    "understand your question. To connect one, set OPENAI_API_KEY, or\n"
+    "OPENAI_BASE_URL for any compatible server (and SEMIBOT_MODEL to choose a\n"
+    "model), then start again."
 )
-"""What every answer begins with."""
+"""What every answer begins with; its lines fit a terminal of 80 columns."""
 
 CHUNK: Final = 12
 """Length of the pieces of an answer, in characters."""
@@ -107,25 +108,30 @@ def _report(messages: Sequence[Message], result: Message) -> str:
     if len(shown) > SHOWN_CHARS:
         shown = shown[:SHOWN_CHARS] + " [...]"
     return (
-        f"Tools do work, though. I called {name} on {arguments.get('path', '.')!r}, and it "
-        f"returned {len(parts)} {unit}{more}:\n\n{shown}"
+        f"Tools do work, though. I called {name} on {arguments.get('path', '.')!r},\n"
+        f"and it returned {_count(len(parts), unit)}{more}:\n\n{shown}"
     )
 
 
+def _count(number: int, unit: str) -> str:
+    plural = f"{unit.removesuffix('y')}ies" if unit.endswith("y") else f"{unit}s"
+    return f"{number} {unit if number == 1 else plural}"
+
+
 def _parts_of(value: JsonValue) -> tuple[str, list[str]]:
-    """Cut a result into what can be counted: the entries of a list, or lines of text."""
+    """Cut a result into what can be counted, and say what one of it is called."""
     match value:
         case str():
-            return "line(s)", value.splitlines()
+            return "line", value.splitlines()
         case Mapping():
             for inner in value.values():
                 if isinstance(inner, Sequence) and (not isinstance(inner, str) or "\n" in inner):
                     return _parts_of(inner)
-            return "value(s)", [f"{key}: {_short(inner)}" for key, inner in value.items()]
+            return "value", [f"{key}: {_short(inner)}" for key, inner in value.items()]
         case Sequence():
-            return "entries", [_short(item) for item in value]
+            return "entry", [_short(item) for item in value]
         case _:
-            return "value(s)", [_short(value)]
+            return "value", [_short(value)]
 
 
 def _short(value: JsonValue) -> str:

@@ -13,7 +13,7 @@ import trio
 from semibot.config import Deadlines
 from semibot.errors import SemibotError, SessionBusy, StoreError
 from semibot.logs import get_logger
-from semibot.wire.receipts import Outcome
+from semibot.wire.receipts import Outcome, Receipt
 
 from .conversation import Conversation
 from .execution import Execution
@@ -30,7 +30,7 @@ MAX_WAITING: Final = 16
 """Most runs that may wait for their turn."""
 
 MAX_REMEMBERED: Final = 32
-"""How many ended runs still answer for themselves, with their receipts."""
+"""Of how many ended runs the receipts are kept."""
 
 
 @final
@@ -61,7 +61,8 @@ class Conductor:
         self._deadlines = deadlines
         self._waiting: deque[Execution] = deque()
         self._current: Execution | None = None
-        self._past: deque[Execution] = deque(maxlen=MAX_REMEMBERED)
+        self._last: Execution | None = None
+        self._receipts: dict[str, Receipt] = {}
         self._outcomes: Counter[Outcome] = Counter()
         self._work = trio.lowlevel.ParkingLot()
         self._idle = trio.lowlevel.ParkingLot()
@@ -80,7 +81,7 @@ class Conductor:
     @property
     def last(self) -> Execution | None:
         """The run that ended last."""
-        return self._past[-1] if self._past else None
+        return self._last
 
     @property
     def outcomes(self) -> Mapping[Outcome, int]:
@@ -93,16 +94,18 @@ class Conductor:
         return [*current, *self._waiting]
 
     def find(self, run_id: str | None) -> Execution | None:
-        """Return a run: the oldest that has not ended, or the one of an id.
+        """Return a run that has not ended: the oldest, or the one of an id."""
+        unfinished = self.unfinished()
+        return next((run for run in unfinished if run_id is None or run.id == run_id), None)
+
+    def receipt_of(self, run_id: str | None) -> Receipt:
+        """Return what a cancel is answered with when there is nothing to cancel.
 
         Args:
-            run_id: The id, also of one that has ended lately; None for the oldest.
+            run_id: The run, as the asker knows it.
         """
-        unfinished = self.unfinished()
-        if run_id is None:
-            return unfinished[0] if unfinished else None
-        runs = [*unfinished, *self._past]
-        return next((run for run in runs if run.id == run_id), None)
+        known = None if run_id is None else self._receipts.get(run_id)
+        return known or Receipt(run_id=run_id, already=True)
 
     def admit(self, run: Execution, on_busy: BusyPolicy) -> None:
         """Put *run* into the queue, or refuse it; never waits.
@@ -157,16 +160,24 @@ class Conductor:
                     self._current = run = self._waiting.popleft()
                     run.has_turn = True
                     self._outcomes[await self._conduct(run, nursery)] += 1
-                    self._current = None
-                    self._past.append(run)
+                    self._current, self._last = None, run
+                    self._keep_receipt(run)
         finally:
             # Only if something went through that nobody may catch, such as Ctrl-C in a
             # program without our command line: even then every run has its end.
+            self._is_closing = True
             for run in self.unfinished():
                 run.end_abruptly("the session broke down")
             self._waiting.clear()
             self._current = None
             self._idle.unpark_all()
+
+    def _keep_receipt(self, run: Execution) -> None:
+        self._receipts[run.id] = run.receipt or Receipt(
+            run_id=run.id, outcome=run.outcome, already=True
+        )
+        while len(self._receipts) > MAX_REMEMBERED:
+            del self._receipts[next(iter(self._receipts))]
 
     async def _conduct(self, run: Execution, nursery: trio.Nursery) -> Outcome:
         """Take *run* from ``run_started`` to its terminal event; never raises for it."""

@@ -7,8 +7,8 @@ that anyone saw is never lost either. The second replaces the first.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Final, TypeVar, TypeVarTuple, final
+import threading
+from typing import Final, final
 
 from semibot.config import Deadlines
 from semibot.errors import DeadlineExceeded, StoreError
@@ -24,9 +24,6 @@ from .execution import Execution
 from .run import ActiveRun
 
 log: Final = get_logger(__name__)
-
-T = TypeVar("T")
-Ts = TypeVarTuple("Ts")
 
 
 @final
@@ -48,6 +45,7 @@ class Conversation:
         self._deadlines = deadlines
         newest = state.newest
         self._history: tuple[Message, ...] = () if newest is None else newest.history
+        self._memory_bytes = 0 if newest is None else newest.memory_bytes
         self._adapter_kind = adapter_kind
         self._snapshot: JsonObject | None = None
         if newest is not None and newest.adapter is not None:
@@ -119,34 +117,40 @@ class Conversation:
         added: tuple[Message, ...],
         replaces: Checkpoint | None = None,
     ) -> Checkpoint:
-        state = self._state
-        now = self._ports.wall_clock.now().isoformat(timespec="milliseconds")
+        checkpoint = Checkpoint(
+            id=checkpoint_id(self._state.term, covers_seq),
+            session_id=self._state.session_id,
+            term=self._state.term,
+            covers_seq=covers_seq,
+            run_id=run.id,
+            status=status,
+            history=history,
+            last_user_message=run.message,
+            memory_bytes=self._memory_bytes,
+            updated_at=self._ports.wall_clock.now().isoformat(timespec="milliseconds"),
+            adapter_kind=self._adapter_kind,
+            adapter=self._snapshot,
+        )
+        is_abandoned = threading.Event()
         try:
             with deadline("session.save", self._deadlines.session_save):
-                memory_bytes = await self._on_disk(state.remember, added, now)
-                checkpoint = Checkpoint(
-                    id=checkpoint_id(state.term, covers_seq),
-                    session_id=state.session_id,
-                    term=state.term,
-                    covers_seq=covers_seq,
-                    run_id=run.id,
-                    status=status,
-                    history=history,
-                    last_user_message=run.message,
-                    memory_bytes=memory_bytes,
-                    updated_at=now,
-                    adapter_kind=self._adapter_kind,
-                    adapter=self._snapshot,
+                kept = await self._ports.threads.run_sync(
+                    self._state.save,
+                    checkpoint,
+                    added,
+                    replaces,
+                    is_abandoned,
+                    limiter="files",
+                    abandon_on_cancel=True,
                 )
-                await self._on_disk(state.save, checkpoint, replaces)
         except DeadlineExceeded as exc:
             raise StoreError(f"the disk did not answer: {exc}") from exc
+        except StoreError:
+            raise
+        except Exception as exc:  # no thread to be had, a value that cannot be written
+            raise StoreError(f"cannot save the conversation: {type(exc).__name__}") from exc
+        finally:
+            is_abandoned.set()
         self._history = history
-        return checkpoint
-
-    async def _on_disk(self, fn: Callable[[*Ts], T], *args: *Ts) -> T:
-        # A disk that hangs must not hold the session up; what it still writes does no harm,
-        # because every checkpoint has a name of its own and memory is written in place.
-        return await self._ports.threads.run_sync(
-            fn, *args, limiter="files", abandon_on_cancel=True
-        )
+        self._memory_bytes = kept.memory_bytes
+        return kept

@@ -7,6 +7,7 @@ from typing import Literal, TypeAlias, cast
 import attrs
 
 from semibot.errors import AdapterError, LocalProtocolError, SemibotError
+from semibot.wire.codec import scrub
 from semibot.wire.events import (
     FINAL_RESPONSE_LIMIT,
     ExecutionComplete,
@@ -64,7 +65,7 @@ def decide_ending(
     text: str,
     usage: Usage,
 ) -> tuple[Outcome, TerminalEvent]:
-    """Return how the run ends and the event that says so.
+    """Return how the run ends and the event that says so; it can always be encoded.
 
     Args:
         run_id: The run.
@@ -84,7 +85,10 @@ def decide_ending(
         said = Failed(save_error.code, str(save_error), save_error.is_retryable)
     if isinstance(said, Failed):
         return "failed", ExecutionError(
-            run_id=run_id, code=said.code, error=said.error, retryable=said.is_retryable
+            run_id=run_id,
+            code=scrub(said.code),
+            error=scrub(said.error),
+            retryable=said.is_retryable,
         )
     answer, was_cut = _cut(text if said.final_response is None else said.final_response)
     return "completed", ExecutionComplete(
@@ -92,7 +96,7 @@ def decide_ending(
         final_response=answer,
         truncated=was_cut or None,
         usage=usage,
-        termination_reason=said.termination_reason,
+        termination_reason=_scrub_or_none(said.termination_reason),
     )
 
 
@@ -153,7 +157,12 @@ def type_names(error: BaseException) -> str:
     return type(error).__name__
 
 
+def _scrub_or_none(text: str | None) -> str | None:
+    return None if text is None else scrub(text)
+
+
 def _cut(text: str) -> tuple[str, bool]:
+    text = scrub(text)
     encoded = text.encode()
     if len(encoded) <= FINAL_RESPONSE_LIMIT:
         return text, False

@@ -23,11 +23,11 @@ from typing import Final, final
 import attrs
 import trio
 
-from semibot.errors import SemibotError
+from semibot.errors import AdapterError, SemibotError
 from semibot.logs import get_logger
 from semibot.tools.ledger import Activity, Ledger
 from semibot.wire.chat import Message
-from semibot.wire.codec import JsonObject
+from semibot.wire.codec import JsonObject, scrub
 from semibot.wire.events import ProgressEvent, RunStarted, TerminalEvent, TextChunk, Usage
 from semibot.wire.receipts import Outcome, Receipt
 
@@ -35,6 +35,9 @@ from .ending import Completed, Failed, Stop, StopOutcome, decide_ending
 from .journal import Cursor, Journal
 
 log: Final = get_logger(__name__)
+
+MAX_TEXT: Final = 8 * 1024 * 1024
+"""Most characters that one run may say; all of them are kept, for the conversation."""
 
 _current: contextvars.ContextVar[Execution] = contextvars.ContextVar("semibot_run")
 
@@ -85,6 +88,7 @@ class Execution:
     _stopped: tuple[Activity, ...] = attrs.field(default=(), init=False, repr=False)
     _said: Completed | Failed | None = attrs.field(default=None, init=False, repr=False)
     _raised: Exception | None = attrs.field(default=None, init=False, repr=False)
+    _text_length: int = attrs.field(default=0, init=False, repr=False)
     _text: list[str] = attrs.field(factory=list[str], init=False, repr=False)
 
     # --- where it stands --------------------------------------------------------------
@@ -155,7 +159,8 @@ class Execution:
         if self.has_ended:
             return
         if not self.is_decided:
-            self._stop = Stop(outcome, reason, trio.current_time() if at is None else at)
+            when = trio.current_time() if at is None else at
+            self._stop = Stop(outcome, scrub(reason), when)
             self._stopped = self.ledger.under_way(at)
         self._scope.cancel(reason)
         self._settling.set()
@@ -233,10 +238,21 @@ class Execution:
         self._seal()
 
     def emit(self, event: ProgressEvent) -> int:
-        """Append *event* and return its number; the run must not be sealed."""
+        """Append *event* and return its number; the run must not be sealed.
+
+        Raises:
+            AdapterError: ``ANSWER_TOO_LONG`` beyond :data:`MAX_TEXT` characters.
+            LocalProtocolError: If JSON cannot say it.
+        """
+        if not isinstance(event, TextChunk):
+            return self.journal.append(self.id, event).seq
+        if self._text_length + len(event.content) > MAX_TEXT:
+            raise AdapterError(
+                f"the answer is longer than {MAX_TEXT} characters", code="ANSWER_TOO_LONG"
+            )
         seq = self.journal.append(self.id, event).seq
-        if isinstance(event, TextChunk):
-            self._text.append(event.content)
+        self._text.append(event.content)
+        self._text_length += len(event.content)
         return seq
 
     def say(self, said: Completed | Failed) -> None:

@@ -12,13 +12,16 @@ from semibot.config import Deadlines
 from semibot.errors import AdapterError, DeadlineExceeded, SemibotError
 from semibot.lifetimes import deadline
 from semibot.logs import get_logger
-from semibot.wire.codec import JsonObject
+from semibot.wire.codec import MAX_DEPTH, JsonObject, check_json
 
 from .adapter import Adapter, AdapterContext, AdapterFactory
 from .ending import type_names
 from .run import ActiveRun
 
 log: Final = get_logger(__name__)
+
+MAX_SNAPSHOT_DEPTH: Final = MAX_DEPTH - 4
+"""How deeply an adapter's state may be nested: a checkpoint goes around it."""
 
 
 @final
@@ -126,7 +129,10 @@ class AdapterHost:
         """Return what the adapter wants to be saved, or None; its faults are only logged."""
         try:
             with deadline("session.save", self._deadlines.session_save):
-                return await self._require().get_snapshot()
+                snapshot = await self._require().get_snapshot()
+            if snapshot is not None:
+                check_json(snapshot, MAX_SNAPSHOT_DEPTH)
+            return snapshot
         except Exception as exc:  # noqa: BLE001 - its fault must not lose the conversation
             log.warning("adapter gave no snapshot", error=repr(exc))
             return None

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
-from typing import cast, final
+from typing import TypeVar, TypeVarTuple, cast, final
 
 import attrs
 import trio
 
 from semibot.config import Deadlines
 from semibot.errors import WorkspaceUnusable
-from semibot.lifetimes import grace, open_services
+from semibot.lifetimes import deadline, grace, open_services
 from semibot.live import live_ports
 from semibot.observe.watchdog import open_watchdog
 from semibot.ports import Ports
@@ -30,6 +30,9 @@ from .conversation import Conversation
 from .hosting import AdapterHost
 from .journal import Journal
 from .session import Session
+
+T = TypeVar("T")
+Ts = TypeVarTuple("Ts")
 
 
 @asynccontextmanager
@@ -73,7 +76,7 @@ async def open_session(
         SessionInUse: If another process has the session open.
         UsageError: If *session_id* is malformed.
         AdapterError: If the adapter failed outside a run; the body is then cancelled.
-        DeadlineExceeded: ``session.adapter_start``.
+        DeadlineExceeded: ``session.adapter_start``; ``session.save`` if the disk hangs.
     """
     ports = ports or live_ports()
     bounds = deadlines or Deadlines()
@@ -84,8 +87,8 @@ async def open_session(
         )
         watchdog = await stack.enter_async_context(open_watchdog(ports))
         services = await stack.enter_async_context(open_services())
-        skills = await _find_skills(root, ports)
-        keeper = _Keeper(state, root, ports)
+        skills = await _find_skills(root, ports, bounds)
+        keeper = _Keeper(state, root, ports, bounds)
         kind = _kind_of(adapter)
         journal = Journal(term=state.term, next_seq=state.next_seq)
         conversation = Conversation(state, ports, bounds, adapter_kind=kind)
@@ -151,14 +154,14 @@ async def _open_workspace(
     workspace: str | Path | None, ports: Ports, bounds: Deadlines
 ) -> AsyncGenerator[Path]:
     if workspace is not None:
-        yield await ports.threads.run_sync(_existing_directory, Path(workspace), limiter="files")
+        yield await _on_disk(ports, bounds, _existing_directory, Path(workspace))
         return
-    directory = await ports.threads.run_sync(_temporary_directory, limiter="files")
+    directory = await _on_disk(ports, bounds, _temporary_directory)
     try:
         yield Path(directory.name)
     finally:
         with grace("session.save", bounds.session_save):
-            await ports.threads.run_sync(directory.cleanup, limiter="files")
+            await _on_disk(ports, bounds, directory.cleanup)
 
 
 def _existing_directory(path: Path) -> Path:
@@ -181,18 +184,22 @@ async def _open_directory(
     root: Path, session_id: str, ports: Ports, bounds: Deadlines
 ) -> AsyncGenerator[SessionState]:
     manager = open_state(root, session_id)
-    state = await ports.threads.run_sync(manager.__enter__, limiter="files")
+    state = await _on_disk(ports, bounds, manager.__enter__)
     try:
         yield state
     finally:
         with grace("session.save", bounds.session_save):
-            await ports.threads.run_sync(manager.__exit__, None, None, None, limiter="files")
+            await _on_disk(ports, bounds, manager.__exit__, None, None, None)
 
 
-async def _find_skills(root: Path, ports: Ports) -> tuple[Skill, ...]:
-    found = await ports.threads.run_sync(
-        read_skills, root / STATE_DIRECTORY / "skills", limiter="files"
-    )
+async def _on_disk(ports: Ports, bounds: Deadlines, fn: Callable[[*Ts], T], *args: *Ts) -> T:
+    """Run a blocking function; a disk that hangs holds nobody up for longer than a save."""
+    with deadline("session.save", bounds.session_save):
+        return await ports.threads.run_sync(fn, *args, limiter="files", abandon_on_cancel=True)
+
+
+async def _find_skills(root: Path, ports: Ports, bounds: Deadlines) -> tuple[Skill, ...]:
+    found = await _on_disk(ports, bounds, read_skills, root / STATE_DIRECTORY / "skills")
     return usable_skills(found, environment=ports.environment)
 
 
@@ -204,6 +211,7 @@ class _Keeper:
     state: SessionState
     root: Path
     ports: Ports
+    bounds: Deadlines
 
     @property
     def readable(self) -> str:
@@ -216,11 +224,9 @@ class _Keeper:
         fields = cast("JsonObject", unstructure(entry))
         now = self.ports.wall_clock.now().isoformat(timespec="milliseconds")
         line = dump_json({"time": now, "kind": kind, **fields})
-        await self.ports.threads.run_sync(self.state.audit, line, limiter="files")
+        await _on_disk(self.ports, self.bounds, self.state.audit, line)
 
     async def keep_result(self, call_id: str, text: str) -> str:
         """Store a large result and return its path below the workspace."""
-        path = await self.ports.threads.run_sync(
-            self.state.keep_result, call_id, text, limiter="files"
-        )
+        path = await _on_disk(self.ports, self.bounds, self.state.keep_result, call_id, text)
         return str(path.relative_to(self.root))

@@ -9,7 +9,7 @@ import attrs
 from semibot.errors import SemibotError, UsageError
 from semibot.tools.ledger import Ledger
 from semibot.wire.chat import Message
-from semibot.wire.codec import JsonObject
+from semibot.wire.codec import MAX_DEPTH, JsonObject, check_json, unstructure
 from semibot.wire.events import PROGRESS_TYPES, ProgressEvent, TerminalEvent, TextChunk, Usage
 from semibot.wire.receipts import ActivityRecord, Outcome, Receipt
 
@@ -231,7 +231,13 @@ class ActiveRun:
         Args:
             final_response: The whole answer; None takes the text that was emitted.
             termination_reason: Why the agent stopped where it could have gone on.
+
+        Raises:
+            TypeError: If either is not text.
         """
+        given: tuple[object, ...] = (final_response, termination_reason)
+        if not all(text is None or isinstance(text, str) for text in given):
+            raise TypeError("run.complete() takes text")
         self._execution.say(Completed(final_response, termination_reason))
 
     async def fail(self, error: SemibotError) -> None:
@@ -250,7 +256,12 @@ class ActiveRun:
 
         Args:
             *messages: In the order of the conversation.
+
+        Raises:
+            LocalProtocolError: If JSON cannot say one of them; none is remembered.
         """
+        for message in messages:
+            check_json(unstructure(message), MAX_DEPTH)
         self._remembered.extend(messages)
 
     def spend(self, usage: Usage) -> None:

@@ -20,12 +20,12 @@ import attrs
 import trio
 
 from semibot.config import Deadlines
-from semibot.errors import UsageError
+from semibot.errors import LocalProtocolError, UsageError
 from semibot.lifetimes import grace
 from semibot.observe.watchdog import LoopBlock, Watchdog
 from semibot.ports import Ports
 from semibot.wire.chat import Message
-from semibot.wire.codec import JsonObject
+from semibot.wire.codec import MAX_DEPTH, JsonObject, check_json, unstructure
 from semibot.wire.receipts import Outcome, Receipt
 
 from .conductor import BusyPolicy, Conductor
@@ -173,11 +173,18 @@ class Session:
 
         Raises:
             SessionBusy: If the session is busy and *on_busy* says so, or 16 runs wait.
-            UsageError: If the message is blank.
+            UsageError: If the message is blank, or what is given is no JSON data, such as
+                text that is not Unicode.
             trio.ClosedResourceError: If the session is closing.
         """
         if not message.strip():
             raise UsageError("the message is blank")
+        if math.isnan(budget):
+            raise UsageError("the budget is not a number of seconds")
+        try:
+            check_json([message, metadata or {}, unstructure(history or ())], MAX_DEPTH)
+        except LocalProtocolError as exc:
+            raise UsageError(f"the message cannot be kept: {exc}") from None
         execution = Execution(
             id=self._ports.ids.new_id(),
             message=message,
@@ -211,7 +218,7 @@ class Session:
         """
         run = self._conductor.find(run_id)
         if run is None:
-            return Receipt(run_id=run_id, already=True)
+            return self._conductor.receipt_of(run_id)
         return await Run(run).cancel(reason)
 
     def update_config(self, patch: JsonObject) -> None:

@@ -82,6 +82,29 @@ def _as_plain(value: object) -> dict[object, object]:
     raise TypeError(type(value).__name__)
 
 
+def scrub(text: str) -> str:
+    """Return *text* with what is no Unicode, a lone surrogate, replaced by U+FFFD."""
+    return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
+
+
+def check_json(value: JsonValue, max_depth: int) -> None:
+    """Check that *value* can be written, and read back by :func:`load_json`.
+
+    Args:
+        value: What somebody else's code made.
+        max_depth: How deeply it may be nested.
+
+    Raises:
+        LocalProtocolError: If not.
+    """
+    try:
+        read_back = load_json(dump_json(value))
+    except RemoteProtocolError as exc:
+        raise LocalProtocolError(f"this value cannot be kept as JSON: {exc.reason}") from None
+    if _depth_exceeds(read_back, max_depth):
+        raise LocalProtocolError("this value cannot be kept as JSON: nested too deeply")
+
+
 def load_json(data: str | bytes | bytearray) -> JsonValue:
     """Return the value that *data* says.
 
@@ -232,12 +255,12 @@ def _none(value: object, _: object) -> None:
 
 
 def _json_value(value: object, _: object) -> object:
-    dump_or_refuse(value)
+    require_json(value)
     return value
 
 
 def _json_object(value: object, _: object) -> object:
-    dump_or_refuse(_mapping(value))
+    require_json(_mapping(value))
     return value
 
 
@@ -248,7 +271,7 @@ def _mapping(value: object) -> Mapping[str, object]:
     return typing.cast("Mapping[str, object]", value)
 
 
-def dump_or_refuse(value: object) -> None:
+def require_json(value: object) -> None:
     """Check that *value* is JSON data; raise ``ValueError`` if it is not."""
     match value:
         case None | bool() | int() | str():
@@ -260,10 +283,10 @@ def dump_or_refuse(value: object) -> None:
                 if not isinstance(key, str):
                     message = "object keys are strings"
                     raise _Mismatch(message)
-                dump_or_refuse(item)
+                require_json(item)
         case list() | tuple():
             for item in typing.cast("Sequence[object]", value):
-                dump_or_refuse(item)
+                require_json(item)
         case _:
             message = "expected JSON data"
             raise _Mismatch(message)

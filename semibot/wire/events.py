@@ -301,10 +301,15 @@ class Usage:
     """Tokens written by it."""
 
     def __add__(self, other: Usage) -> Usage:
+        """Return the sum; counts from outside are held between 0 and 2**53."""
         return Usage(
-            tokens_in=self.tokens_in + other.tokens_in,
-            tokens_out=self.tokens_out + other.tokens_out,
+            tokens_in=_bounded(self.tokens_in) + _bounded(other.tokens_in),
+            tokens_out=_bounded(self.tokens_out) + _bounded(other.tokens_out),
         )
+
+
+def _bounded(count: int) -> int:
+    return max(0, min(count, 2**53))
 
 
 @attrs.frozen(kw_only=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Final, Literal, TypeAlias, final
 
@@ -68,16 +69,22 @@ class CheckpointDirectory:
     path: Path
     """The directory; made when it is first needed."""
 
-    def save(self, checkpoint: Checkpoint) -> None:
+    def save(self, checkpoint: Checkpoint, *, unless: Callable[[], bool]) -> bool:
         """Write *checkpoint* durably, whole or not at all.
+
+        Args:
+            checkpoint: What to write.
+            unless: Asked at the last moment; if it says so, nothing is changed.
+
+        Returns:
+            Whether it was written.
 
         Raises:
             OSError: If the disk refuses.
         """
         self.path.mkdir(exist_ok=True)
-        write_atomically(
-            self.path / f"{checkpoint.id}.json", dump_json(unstructure(checkpoint)).encode()
-        )
+        data = dump_json(unstructure(checkpoint)).encode()
+        return write_atomically(self.path / f"{checkpoint.id}.json", data, unless=unless)
 
     def remove(self, checkpoint: Checkpoint) -> None:
         """Delete *checkpoint* if it is there.
@@ -96,6 +103,10 @@ class CheckpointDirectory:
         for file in self._files()[KEPT:]:
             file.unlink(missing_ok=True)
         sync_directory(self.path)
+
+    def count(self) -> int:
+        """Return how many there are, readable or not."""
+        return len(self._files())
 
     def newest(self) -> Checkpoint | None:
         """Return the newest checkpoint that can be read, or None if there is none."""

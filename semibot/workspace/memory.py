@@ -15,6 +15,8 @@ import attrs
 
 from semibot.wire.chat import Message
 
+from .files import open_regular
+
 _HEADING: Final = re.compile(r"^## \[(user|assistant)\] (\S+)$", re.MULTILINE)
 
 
@@ -47,7 +49,6 @@ class ShortTermMemory:
 
     path: Path
     """The Markdown file."""
-    _length: int = attrs.field(default=0, init=False)
 
     def restore(self, length: int) -> None:
         """Cut the file to what the newest checkpoint covers.
@@ -58,20 +59,17 @@ class ShortTermMemory:
         Raises:
             OSError: If the disk refuses.
         """
-        if self.path.exists():
-            if self.path.stat().st_size > length:
-                os.truncate(self.path, length)
-            length = min(length, self.path.stat().st_size)
-        else:
-            length = 0
-        self._length = length
+        if self.path.exists() and self.path.stat().st_size > length:
+            os.truncate(self.path, length)
 
-    def append(self, messages: tuple[Message, ...], when: str) -> int:
+    def append(self, messages: tuple[Message, ...], when: str, length: int) -> int:
         """Add what user and assistant said, and return the file's length in bytes.
 
         Args:
             messages: New messages; others and empty ones are passed over.
             when: ISO 8601 time for the headings.
+            length: How long the file is by the newest checkpoint. What stands behind is
+                from a save that was given up, and is written over.
 
         Raises:
             OSError: If the disk refuses.
@@ -81,17 +79,14 @@ class ShortTermMemory:
             for message in messages
             if message.role in {"user", "assistant"} and message.content.strip()
         ).encode()
-        if text:
-            flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC
-            with os.fdopen(os.open(self.path, flags, 0o600), "r+b") as file:
-                # At a known place: a write that was given up earlier cannot double this one.
-                file.seek(self._length)
-                file.write(text)
-                file.truncate()
-                file.flush()
-                os.fsync(file.fileno())
-            self._length += len(text)
-        return self._length
+        with os.fdopen(open_regular(self.path, os.O_RDWR | os.O_CREAT), "r+b") as file:
+            length = min(length, file.seek(0, os.SEEK_END))  # a file that somebody has shortened
+            file.seek(length)
+            file.write(text)
+            file.truncate()
+            file.flush()
+            os.fsync(file.fileno())
+        return length + len(text)
 
     def content(self) -> str:
         """Return the whole memory.
@@ -99,7 +94,10 @@ class ShortTermMemory:
         Raises:
             OSError: If the disk refuses.
         """
-        return self.path.read_text(encoding="utf-8") if self.path.exists() else ""
+        if not self.path.exists():
+            return ""
+        with os.fdopen(open_regular(self.path, os.O_RDONLY), "rb") as file:
+            return file.read().decode("utf-8", "replace")  # "\\r" stays what it is
 
     def entries(self) -> tuple[MemoryEntry, ...]:
         """Return everything that was said, oldest first.
@@ -116,6 +114,8 @@ class ShortTermMemory:
     def search(self, query: str, top_k: int) -> tuple[MemoryHit, ...]:
         """Return the entries that share words with *query*, best and newest first.
 
+        The question that is being answered is left out: it would be its own best hit.
+
         Args:
             query: Words to look for.
             top_k: Most entries to return, at least 1.
@@ -124,11 +124,12 @@ class ShortTermMemory:
             OSError: If the disk refuses.
         """
         wanted = _words(query)
-        if not wanted:
-            return ()
+        entries = self.entries()
+        if entries and entries[-1].role == "user":
+            entries = entries[:-1]
         hits = [
             MemoryHit(entry=entry, score=round(len(shared) / len(wanted), 4))
-            for entry in reversed(self.entries())
+            for entry in reversed(entries)
             if (shared := wanted & _words(entry.text))
         ]
         return tuple(sorted(hits, key=lambda hit: hit.score, reverse=True)[:top_k])

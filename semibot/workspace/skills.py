@@ -32,7 +32,7 @@ from typing import Final, Protocol
 
 import attrs
 
-from semibot.errors import RemoteProtocolError
+from semibot.errors import RemoteProtocolError, ToolError
 from semibot.logs import get_logger
 from semibot.wire.codec import JsonObject, JsonValue, load_json
 
@@ -354,6 +354,24 @@ def read_package(skill: Skill) -> JsonObject | None:
         "files": files,
         "file_inventory": _inventory(skill.files),
     }
+
+
+def read_skill_file(skill: Skill, name: str) -> str:
+    """Return the text of one file of a skill; blocking.
+
+    Args:
+        skill: The skill.
+        name: Path below its directory, as in :attr:`Skill.files`.
+
+    Raises:
+        ToolError: If there is no such file, or it is no text of a bearable length.
+    """
+    if skill.directory is None or name not in skill.files:
+        raise ToolError(f"{skill.id} has no file {name!r}; it has: {', '.join(skill.files)}")
+    try:
+        return _read_below(skill.directory, name).decode("utf-8")
+    except (OSError, ValueError) as exc:
+        raise ToolError(f"{name} of {skill.id} cannot be read as text") from exc
 
 
 def _read_below(directory: Path, name: str) -> bytes:

@@ -10,8 +10,8 @@ Layout below the workspace, one directory per session id::
         results/       the newest tool results that were too large for an event
         audit.jsonl    what the gate decided; audit.1.jsonl is what came before
 
-Everything here is blocking and runs in worker threads; the functions take and return
-plain values, so that no lock is needed: a session saves one thing at a time.
+Everything here is blocking and runs in worker threads. A session saves one thing at a
+time; a save that hangs on the disk is abandoned, and then must change nothing any more.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ import contextlib
 import fcntl
 import os
 import re
+import threading
 from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
@@ -31,7 +32,7 @@ from semibot.errors import SessionInUse, StoreError, UsageError, WorkspaceUnusab
 from semibot.wire.chat import Message
 
 from .checkpoints import Checkpoint, CheckpointDirectory
-from .files import append_text, write_atomically
+from .files import append_text, open_regular, write_atomically
 from .memory import ShortTermMemory
 
 STATE_DIRECTORY: Final = ".semibot"
@@ -81,47 +82,47 @@ class SessionState:
     newest: Checkpoint | None
     """What this opening continues from."""
     _checkpoints: CheckpointDirectory = attrs.field(repr=False)
+    _saving: threading.Lock = attrs.field(factory=threading.Lock, init=False, repr=False)
 
     @property
     def next_seq(self) -> int:
         """Number of this opening's first event."""
         return 1 if self.newest is None else self.newest.covers_seq + 1
 
-    def save(self, checkpoint: Checkpoint, replaces: Checkpoint | None = None) -> None:
-        """Keep *checkpoint* durably; older ones beyond the newest ten go.
+    def save(
+        self,
+        checkpoint: Checkpoint,
+        added: tuple[Message, ...],
+        replaces: Checkpoint | None,
+        is_abandoned: threading.Event,
+    ) -> Checkpoint:
+        """Keep *checkpoint* durably, and what people said in the short-term memory.
 
         Args:
-            checkpoint: What to keep.
-            replaces: An earlier one of the same run, no longer needed.
-
-        Raises:
-            StoreError: If the disk refuses; the earlier checkpoints are untouched.
-        """
-        try:
-            self._checkpoints.save(checkpoint)
-            if replaces is not None:
-                self._checkpoints.remove(replaces)
-            self._checkpoints.prune()
-        except OSError as exc:
-            raise StoreError(f"cannot save a checkpoint: {exc.strerror}") from exc
-
-    def remember(self, messages: tuple[Message, ...], when: str) -> int:
-        """Add what people said to the short-term memory.
-
-        Args:
-            messages: The new messages; only those of user and assistant are kept.
-            when: ISO 8601 time, for the headings.
+            checkpoint: What to keep; its ``memory_bytes`` is how long the memory was.
+            added: New messages, for the memory.
+            replaces: An earlier checkpoint of the same run, no longer needed.
+            is_abandoned: Set when nobody waits for this any more, because the disk took
+                too long: whatever is not done by then must not happen afterwards.
 
         Returns:
-            The memory's length in bytes, for the checkpoint that covers it.
+            The checkpoint as it was kept, with the memory's new length.
 
         Raises:
-            StoreError: If the disk refuses.
+            StoreError: If the disk refuses; the earlier state is untouched.
         """
-        try:
-            return self.memory.append(messages, when)
-        except OSError as exc:
-            raise StoreError(f"cannot write the short-term memory: {exc.strerror}") from exc
+        with self._saving:  # one that was abandoned may still be at it
+            try:
+                length = self.memory.append(added, checkpoint.updated_at, checkpoint.memory_bytes)
+                kept = attrs.evolve(checkpoint, memory_bytes=length)
+                if not self._checkpoints.save(kept, unless=is_abandoned.is_set):
+                    raise StoreError("given up: the disk took too long")
+                if replaces is not None:
+                    self._checkpoints.remove(replaces)
+                self._checkpoints.prune()
+            except OSError as exc:
+                raise StoreError(f"cannot save the conversation: {exc.strerror}") from exc
+        return kept
 
     def keep_result(self, call_id: str, text: str) -> Path:
         """Store a large tool result and return its file.
@@ -179,7 +180,8 @@ def open_state(workspace: Path, session_id: str) -> Generator[SessionState]:
     directory = session_directory(workspace, session_id)
     try:
         directory.mkdir(parents=True, exist_ok=True)
-        lock = os.open(directory / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        lock = open_regular(directory / "lock", os.O_RDWR | os.O_CREAT)
+        _keep_out_of_repositories(workspace / STATE_DIRECTORY)
     except OSError as exc:
         raise WorkspaceUnusable(str(directory), exc.strerror or type(exc).__name__) from exc
     with contextlib.closing(os.fdopen(lock, "r+", encoding="ascii", errors="replace")) as holder:
@@ -198,9 +200,20 @@ def open_state(workspace: Path, session_id: str) -> Generator[SessionState]:
         yield state
 
 
+def _keep_out_of_repositories(state: Path) -> None:
+    """Let version control ignore whole conversations, unless the user has said otherwise."""
+    ignore = state / ".gitignore"
+    if not ignore.exists():
+        write_atomically(ignore, b"*\n")
+
+
 def _read_state(directory: Path, session_id: str) -> SessionState:
     checkpoints = CheckpointDirectory(directory / "checkpoints")
     newest = checkpoints.newest()
+    if newest is None and (count := checkpoints.count()):
+        # Beginning anew would throw a conversation away that somebody may still mend.
+        reason = f"none of its {count} checkpoints can be read; move it away to begin anew"
+        raise WorkspaceUnusable(str(directory), reason)
     term_file = directory / "term"
     recorded = term_file.read_text(encoding="ascii").strip() if term_file.exists() else ""
     last_term = max(

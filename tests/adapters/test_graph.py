@@ -196,6 +196,28 @@ async def test_a_plan_of_five_effects_cancelled_during_the_first_has_one_effect(
     assert strict_problems(script.requests[1].messages) == []
 
 
+async def test_a_tool_with_a_nursery_is_reported_as_cancelled_too(
+    autojump_clock: MockClock, tmp_path: Path
+) -> None:
+    @tool
+    async def fan_out() -> str:
+        """Wait in two tasks."""
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(trio.sleep, 50)
+            nursery.start_soon(trio.sleep, 50)
+        return "done"
+
+    script = scripted_model([Call(tool_request("c", "fan_out"))])
+    async with opened(tmp_path, script, [fan_out]) as session, session.run("go") as run:
+        await trio.sleep(0.5)
+        await run.cancel()
+        events = [event async for event in run.events]
+    (complete,) = of_type(events, ToolCallComplete)
+    assert isinstance(complete, ToolCallComplete)
+    assert complete.error == "cancelled"
+    assert len(of_type(events, PlanStepFailed)) == 1
+
+
 async def test_of_ten_parallel_calls_one_raises_and_nine_have_results(
     autojump_clock: MockClock, tmp_path: Path, bench: Bench
 ) -> None:
@@ -391,12 +413,16 @@ async def test_a_skill_is_offered_read_and_reported_as_a_skill(
     (directory / "SKILL.md").write_text(
         "---\nname: Tidy up\ndescription: How to tidy.\n---\nPut things away.\n"
     )
+    (directory / "notes").mkdir()
+    (directory / "notes" / "a.md").write_text("Socks first.")
     script = scripted_model(
         [
             Call(
                 [
                     tool_request("c1", "use_skill", {"skill_id": "tidy"}),
                     tool_request("c2", "use_skill", {"skill_id": "nope"}),
+                    tool_request("c3", "use_skill", {"skill_id": "tidy", "file": "notes/a.md"}),
+                    tool_request("c4", "use_skill", {"skill_id": "tidy", "file": "../../x"}),
                 ]
             ),
             Say("ok"),
@@ -406,12 +432,16 @@ async def test_a_skill_is_offered_read_and_reported_as_a_skill(
         _, events = await finish(session)
     assert "tidy" in script.requests[0].messages[0].content
     starts = [e for e in events if isinstance(e, SkillCallStart)]
-    assert [(e.skill_id, e.skill_name) for e in starts] == [("tidy", "Tidy up"), ("nope", "nope")]
-    completes = {e.skill_id: e for e in events if isinstance(e, SkillCallComplete)}
-    assert completes["tidy"].success
-    assert not completes["nope"].success
+    names = [(event.skill_id, event.skill_name) for event in starts]
+    tidy = ("tidy", "Tidy up")
+    assert names == [tidy, ("nope", "nope"), tidy, tidy]
+    assert sum(event.success for event in events if isinstance(event, SkillCallComplete)) == 2
     assert of_type(events, ToolCallStart) == []
-    assert "Put things away." in script.requests[1].messages[-2].content
+    results = [message.content for message in script.requests[1].messages[-4:]]
+    assert "Put things away." in results[0]
+    assert "no skill" in results[1]
+    assert results[2] == "Socks first."
+    assert "no file" in results[3]
 
 
 async def test_the_model_can_be_changed_between_runs(

@@ -14,9 +14,11 @@ import trio
 
 from semibot.cli.interrupts import Interrupts, open_interrupts
 from semibot.cli.keyboard import Keyboard
+from semibot.cli.logs import configure_logs
 from semibot.cli.runtimes import Runtime
-from semibot.cli.screen import Screen
+from semibot.cli.screen import GOOD, PLAIN, Screen
 from semibot.cli.talk import ChatOptions, Dialogue
+from semibot.logs import get_logger
 from semibot.session import ActiveRun, Session, open_session
 from semibot.testing import adapter_from, simulated_ports
 from semibot.wire.events import TextChunk, Thinking
@@ -38,6 +40,7 @@ class Scene:
     """A terminal of this very process."""
 
     master: int
+    terminal: int
     screen: Screen
     keyboard: Keyboard
 
@@ -69,7 +72,7 @@ def scene(monkeypatch: pytest.MonkeyPatch) -> Iterator[Scene]:
             monkeypatch.setattr(sys, "stderr", out)
             screen = Screen(simulated_ports(environment={"NO_COLOR": "1"}))
             monkeypatch.undo()
-            yield Scene(master, screen, Keyboard(stdin))
+            yield Scene(master, slave, screen, Keyboard(stdin))
     assert raw.closed
     os.close(master)
 
@@ -96,11 +99,18 @@ async def test_a_dialogue_goes_on_until_the_user_leaves(scene: Scene) -> None:
                 await scene.see("forever\r\n~ Hm.\r\nYou say forever")
                 signal.raise_signal(signal.SIGINT)
                 shown = await scene.see("> ")
-                assert shown.startswith("\ncancelled (user_cancelled) in ")
+                assert shown.startswith("\ncancelled by you, in ")
                 for line in ["", "  ", "/help"]:
                     scene.type(line + "\n")
                     shown = await scene.see("> ")
                 assert "/exit  leaves" in shown
+                scene.type("/nosuch \n")
+                shown = await scene.see("> ")
+                assert "there is no command /nosuch; there are /help and /exit\n> " in shown
+                for line in ["//help", "/etc/hosts", "/etc is it there?"]:
+                    scene.type(line + "\n")
+                    shown = await scene.see("Yes.\r\n> ")
+                    assert f"You say {line}\n" in shown
                 signal.raise_signal(signal.SIGINT)
                 shown = await scene.see("> ")
                 assert shown.startswith("\nCtrl-C once more leaves")
@@ -109,6 +119,48 @@ async def test_a_dialogue_goes_on_until_the_user_leaves(scene: Scene) -> None:
             nursery.start_soon(person)
             runtime = Runtime(adapter=adapter_from(answer), model="pen", payload={})
             assert await scene.dialogue(session, interrupts).ask_on(runtime) == 0
+
+
+async def test_what_is_logged_never_lands_in_a_line_that_is_open(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    screen, log = scene.screen, get_logger("semibot.test")
+    with os.fdopen(os.dup(scene.terminal), "w") as stderr:
+        monkeypatch.setattr(sys, "stderr", stderr)
+        configure_logs(is_verbose=True, take_line=screen.take_line)
+        log.info("at the start")
+        await screen.think("Hm,")
+        log.warning("in a thought")
+        await screen.think(" well.")
+        await screen.begin_call("* read", PLAIN)
+        log.warning("in a call")
+        await screen.end_call("  ok", GOOD)
+        await screen.answer("One")
+        log.info("in the answer")
+        await screen.answer(" two")
+        await screen.end_answer()
+        await screen.prompt()
+        log.info("at the prompt")
+        screen.key_was_shown()
+        log.info("after a key")
+        await screen.note("end")
+    assert (await scene.see("end\r\n")).splitlines() == [
+        "info: at the start",
+        "~ Hm,",
+        "warning: in a thought",
+        "~ well.",
+        "* read",
+        "warning: in a call",
+        "  ok",
+        "One",
+        "info: in the answer",
+        " two",
+        "> ",
+        "info: at the prompt",
+        "",
+        "info: after a key",
+        "end",
+    ]
 
 
 async def test_leaving_with_ctrl_c_ends_the_prompts_line(scene: Scene) -> None:
@@ -161,15 +213,14 @@ async def test_a_reader_that_is_too_slow_is_told_what_it_missed(
 ) -> None:
     async def flood(run: ActiveRun) -> None:
         for letter in "abcdefghijklmnopqrst":  # 20 MiB at once, of which 16 are kept
-            await run.emit(TextChunk(content=letter * 1024 * 1024))
+            await run.emit(Thinking(content=letter * 1024 * 1024, stage="reasoning"))
         await run.complete()
 
     async with open_interrupts() as interrupts, open_session(adapter_from(flood)) as session:
-        dialogue = Scene(-1, screen, Keyboard(None)).dialogue(session, interrupts)
+        dialogue = Scene(-1, -1, screen, Keyboard(None)).dialogue(session, interrupts)
         assert await dialogue.ask_once("hello") == 0
-    out, err = ((tmp_path / name).read_text() for name in ("out", "err"))
-    assert out.startswith("e")
-    assert sorted(set(out)) == ["\n", *"efghijklmnopqrst"]
-    (line,) = err.splitlines()
+    line, thought = (tmp_path / "err").read_text().splitlines()
+    assert thought.startswith("~ f")  # one event a letter: with its envelope it is over 1 MiB
+    assert sorted(set(thought[2:])) == [*"fghijklmnopqrst"]
     pattern = r"events \d to \d+ are not shown: what reads this output was too slow"
     assert re.fullmatch(pattern, line)

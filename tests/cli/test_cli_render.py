@@ -79,18 +79,24 @@ async def test_the_end_of_a_call_names_it_only_where_something_came_between(
         end("3", error="it is a directory"),
         end("2"),
         call("4", "run_command"),
-        end("4", "run_command", error="timeout: 5 s"),
+        end("4", "run_command", error=f"timeout: {'x' * 80}"),
+        call("6", path="d"),
+        call("7", path="e"),
+        end("6"),
+        end("7"),
         ToolCallComplete(call_id="5", tool_name="odd", success=False, duration=1),
     )
     assert shown(tmp_path).splitlines() == [
-        "* read_file path=a",
-        "  ok 12 ms",
+        "* read_file path=a  ok 12 ms",
         "* read_file path=b",
-        "* read_file path=c",
-        "  it is a directory",
+        "* read_file path=c  it is a directory",
         "  read_file path=b: ok 12 ms",
         "* run_command",
-        "  timeout: 5 s",
+        f"  timeout: {'x' * 80}",
+        "* read_file path=d",
+        "* read_file path=e",
+        "  read_file path=d: ok 12 ms",
+        "  read_file path=e: ok 12 ms",
         "  odd: failed",
     ]
 
@@ -109,14 +115,13 @@ async def test_a_denial_is_said_once_with_the_way_to_allow_it(
     assert shown(tmp_path).splitlines() == [
         "* write_file path=a",
         "  denied: use --allow write",
-        "* write_file path=b",
-        "  denied: not again",
+        "* write_file path=b  denied: not again",
     ]
 
 
 async def test_thoughts_of_one_stage_are_one_thought(screen: Screen, tmp_path: Path) -> None:
     await show(
-        TextView(screen),
+        TextView(screen, is_verbose=True),
         RunStarted(run_id="r", message_id="m", message="?"),
         Thinking(content=" Read", stage="analyzing"),
         Thinking(content="ing.\n", stage="analyzing"),
@@ -128,6 +133,34 @@ async def test_thoughts_of_one_stage_are_one_thought(screen: Screen, tmp_path: P
     )
     await show_end(screen, ExecutionComplete(run_id="r"), None, is_verbose=False)
     assert shown(tmp_path) == "~ Reading.\n  Slowly.\n~ Next.\nAnswer~ Done.\n\n"
+
+
+async def test_notes_on_progress_are_left_out_and_the_models_reasoning_is_not(
+    screen: Screen, tmp_path: Path
+) -> None:
+    await show(
+        TextView(screen),
+        Thinking(content="Reading the request.\n", stage="analyzing"),
+        Thinking(content="I see:\n", stage="reasoning"),
+        Thinking(content="a file.\n", stage="reasoning"),
+        Thinking(content="Next: read_file.\n", stage="planning"),
+        call("1"),
+        end("1"),
+        PlanStepComplete(step_id="1", title="one", duration_ms=12),
+        FileCreated(file_id="f", filename="a.txt", mime_type="text/plain", size=3, url="file:a"),
+        Thinking(content="1 of 1 steps worked.\n", stage="reasoning"),
+        Thinking(content="It worked.\n", stage="reasoning"),
+        TextChunk(content="Yes.\n"),
+        Thinking(content="Done.\n", stage="concluding"),
+    )
+    assert shown(tmp_path).splitlines() == [
+        "~ I see:",
+        "  a file.",
+        "* read_file  ok 12 ms",
+        "  file a.txt (3 bytes)",
+        "~ It worked.",
+        "Yes.",
+    ]
 
 
 async def test_a_plan_is_shown_also_if_nothing_comes_of_it(screen: Screen, tmp_path: Path) -> None:
@@ -161,12 +194,9 @@ async def test_steps_are_shown_unless_their_call_says_it_all(
         "plan:",
         "  one line",
         "  two",
-        "* one",
-        "  ok 1.5 s",
-        "* read_file",
-        "  ok 12 ms",
-        "* three",
-        "  no luck",
+        "* one  ok 1.5 s",
+        "* read_file  ok 12 ms",
+        "* three  no luck",
     ]
 
 
@@ -189,10 +219,8 @@ async def test_skills_servers_files_questions_and_notices_are_shown(
         Notify(notice_id="n", kind="k", severity="low", title="Mail", summary="Two letters"),
     )  # fmt: skip
     assert shown(tmp_path).splitlines() == [
-        "* skill Maps",
-        "  ok 5 ms",
-        "* web: get url=x",
-        "  404",
+        "* skill Maps  ok 5 ms",
+        "* web: get url=x  404",
         "  file a.txt (3 bytes)",
         "? pay 1 euro: it costs",
         "Mail",
@@ -246,8 +274,17 @@ async def test_what_tools_and_models_say_cannot_steer_the_terminal(
             Receipt(run_id="r", outcome="timeout", reason="run.limit"),
             True,
             [
-                "failed: DEADLINE_EXCEEDED: late",
-                "timeout (run.limit) in 0.00 s; 0 tokens in, 0 out",
+                "stopped by its deadline run.limit, in 0.00 s; 0 tokens in, 0 out",
+                "  nothing was under way",
+            ],
+        ),
+        (
+            ExecutionError(run_id="r", code="STORE_ERROR", error="disk full"),
+            Receipt(run_id="r", outcome="failed", reason="user_cancelled"),
+            False,
+            [
+                "failed: STORE_ERROR: disk full",
+                "cancelled by you, in 0.00 s; 0 tokens in, 0 out",
                 "  nothing was under way",
             ],
         ),

@@ -99,8 +99,8 @@ def test_a_receipt_lists_what_was_stopped_and_what_was_abandoned() -> None:
         seconds=0.123,
     )
     assert describe_receipt(receipt) == [
-        "cancelled (user_cancelled) in 0.12 s; 5 tokens in, 2 out",
-        "  stopped    tool_call run_command, after 3.2 s",
+        "cancelled by you, in 0.12 s; 5 tokens in, 2 out",
+        "  stopped    tool call run_command, after 3.2 s",
         "  stopped    child sleep, pid 4711, after 3.2 s",
         "  abandoned  thread slow, after 0.5 s, wrote a.txt",
     ]
@@ -108,6 +108,7 @@ def test_a_receipt_lists_what_was_stopped_and_what_was_abandoned() -> None:
 
 def test_a_receipt_with_nothing_to_stop_says_so() -> None:
     idle = Receipt(run_id="r", outcome="cancelled", reason="why")
+    assert describe_receipt(idle)[0].startswith("cancelled: why, in ")
     assert describe_receipt(idle)[1:] == ["  nothing was under way"]
     late = Receipt(run_id="r", outcome="completed", already=True)
     assert describe_receipt(late) == ["nothing to stop: the run had ended already (completed)"]
@@ -157,3 +158,16 @@ def test_logs_fall_silent_for_who_does_not_want_to_wait(
     hush_logs()
     log.info("of interest")
     assert capsys.readouterr().err == "info: of interest\n"
+
+
+def test_what_a_runs_events_say_as_well_is_logged_only_if_asked_for(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    for is_verbose in (False, True):
+        configure_logs(is_verbose=is_verbose)
+        get_logger("semibot.adapters.bridge_child").warning("bridge ended")
+        get_logger("semibot.adapters.bridge_child").error("a bug")
+        get_logger("semibot.observe.watchdog").warning("event loop was blocked")
+        get_logger("semibot.workspace.skills").warning("skill dropped")
+    news = "error: a bug\nwarning: event loop was blocked\nwarning: skill dropped\n"
+    assert capsys.readouterr().err == f"{news}warning: bridge ended\n{news}"

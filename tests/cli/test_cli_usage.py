@@ -24,6 +24,7 @@ from semibot.wire.events import ExecutionComplete, decode_event
         (["chat", "--local", "--allow", "fly", "hello"], "write_file"),
         (["chat", "--local", "--allow", "fly:away", "hello"], "fly:away"),
         (["chat", "--local", "--model", "nobody:gpt", "hello"], "openai"),
+        (["chat", "--local", "--model", " ", "hello"], "--model needs a name"),
         (["chat", "--local", "--session", "../x", "hello"], "session id"),
         (["chat", "--local", "--runtime", "openclaw", "--allow", "run", "hello"], "bridge"),
     ],
@@ -75,7 +76,8 @@ def test_without_a_key_the_demonstration_reads_a_real_file(
     assert "demonstration" in captured.out
     assert "4711" in captured.out
     assert captured.out.endswith("\n")
-    assert "* read_file path=notes.txt\n  ok " in captured.err
+    assert captured.err.startswith("* read_file path=notes.txt  ok ")
+    assert captured.err.count("\n") == 1
     assert "4711" not in captured.err
 
 
@@ -117,7 +119,8 @@ def test_verbose_says_who_talks_and_what_is_merely_of_interest(
     first = captured.err.splitlines()[0]
     assert first.startswith("graph with demonstration in ")
     assert first.endswith("grants: write, run")
-    assert "info: run ended" in captured.err
+    assert "~ Reading the request." in captured.err
+    assert "\ninfo: run ended" in captured.err
     assert " tokens in, " in captured.err
 
 

@@ -65,7 +65,7 @@ async def test_a_named_file_is_read_and_its_first_lines_are_shown() -> None:
     assert "OPENAI_API_KEY" in answered.message.content
     assert "OPENAI_BASE_URL" in answered.message.content
     assert "read_file on 'notes.txt'" in answered.message.content
-    assert "8 line(s)" in answered.message.content
+    assert "8 lines, of which" in answered.message.content
     assert "line 5" in answered.message.content
     assert "line 6" not in answered.message.content
 
@@ -81,12 +81,13 @@ async def test_without_a_file_the_directory_is_listed_and_counted() -> None:
     ("result", "shown"),
     [
         ('{"path": "x", "entries": ["a", "b"]}', "2 entries:\n\na\nb"),
-        ('{"path": "x", "text": "one\\ntwo"}', "2 line(s):\n\none\ntwo"),
-        ('{"path": "x", "size": 5}', "2 value(s):\n\npath: x\nsize: 5"),
-        ("17", "1 value(s):\n\n17"),
-        ("error: no such file", "1 line(s):\n\nerror: no such file"),
+        ('["a"]', "1 entry:\n\na"),
+        ('{"path": "x", "text": "one\\ntwo"}', "2 lines:\n\none\ntwo"),
+        ('{"path": "x", "size": 5}', "2 values:\n\npath: x\nsize: 5"),
+        ("17", "1 value:\n\n17"),
+        ("error: no such file", "1 line:\n\nerror: no such file"),
         ("x" * 900, "x" * 400 + " [...]"),
-        ("", "0 line(s)"),
+        ("", "0 lines"),
     ],
 )
 async def test_results_of_every_shape_are_shown(result: str, shown: str) -> None:
@@ -99,6 +100,10 @@ async def test_without_a_tool_it_still_says_what_it_is(tools: tuple[ToolSpec, ..
     reply = await ask([user("Read a.txt")], tools, "none")
     assert reply.message.tool_calls == ()
     assert reply.message.content.startswith(NOTICE)
+
+
+def test_the_notice_fits_a_terminal_of_80_columns() -> None:
+    assert max(len(line) for line in NOTICE.splitlines()) < 80
 
 
 async def test_with_only_read_file_it_needs_the_name_of_a_file() -> None:

@@ -20,7 +20,7 @@ WHEN = "2026-01-02T03:04:05+00:00"
 
 def plane(tmp_path: Path, *said: str, skills: tuple[Skill, ...] = ()) -> LocalControlPlane:
     memory = ShortTermMemory(tmp_path / "memory.md")
-    memory.append(tuple(Message(role="user", content=text) for text in said), WHEN)
+    memory.append(tuple(Message(role="assistant", content=text) for text in said), WHEN, 0)
     return LocalControlPlane(memory, skills, live_ports().threads)
 
 
@@ -37,12 +37,12 @@ async def test_memories_come_best_first_with_real_scores(tmp_path: Path) -> None
             {
                 "content": "the blue whale",
                 "score": 1.0,
-                "metadata": {"role": "user", "created_at": WHEN},
+                "metadata": {"role": "assistant", "created_at": WHEN},
             },
             {
                 "content": "a blue car",
                 "score": 0.5,
-                "metadata": {"role": "user", "created_at": WHEN},
+                "metadata": {"role": "assistant", "created_at": WHEN},
             },
         ]
     }

@@ -19,6 +19,7 @@ from semibot.errors import RemoteProtocolError
 from semibot.lifetimes import grace
 from semibot.session import ActiveRun
 from semibot.tools.calls import CallRequest, CallResult
+from semibot.tools.endings import is_cancellation
 from semibot.tools.gate import Gate
 from semibot.wire.chat import Message, ToolCallRequest
 from semibot.wire.codec import JsonObject, load_json
@@ -155,9 +156,10 @@ class Actor:
                 run_id=self.run.id,
                 ledger=self.run.ledger,
             )
-        except trio.Cancelled:
-            with grace("run.cancel_grace", self.deadlines.run_cancel_grace):
-                await self._say_cancelled(step, started)
+        except BaseException as exc:
+            if is_cancellation(exc):  # a tool with a nursery raises a group of them
+                with grace("run.cancel_grace", self.deadlines.run_cancel_grace):
+                    await self._say_cancelled(step, started)
             raise
         finally:
             limiter.release_on_behalf_of(step.id)

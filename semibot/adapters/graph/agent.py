@@ -14,7 +14,7 @@ from semibot.session import ActiveRun, Adapter, AdapterContext
 from semibot.tools import Gate, Grant, Policy, Tool, tool
 from semibot.tools.builtin import builtin_tools
 from semibot.wire.codec import JsonObject
-from semibot.workspace.skills import Skill
+from semibot.workspace.skills import Skill, read_skill_file
 
 from .acting import Actor
 from .loop import GraphRun
@@ -147,19 +147,20 @@ class GraphAdapter(Adapter):
 
 
 def _skill_tool(skills: tuple[Skill, ...]) -> Tool:
-    """Return the tool that reads a skill's instructions."""
+    """Return the tool that reads a skill's instructions and what lies beside them."""
     by_id = {skill.id: skill for skill in skills}
 
     @tool(name="use_skill", kind="skill", is_parallel_safe=True)
-    def use_skill(skill_id: str) -> str:
-        """Read the instructions of a skill.
+    def use_skill(skill_id: str, file: str = "SKILL.md") -> str:
+        """Read the instructions of a skill, or another file that they name.
 
         Args:
             skill_id: Identifier from the list of skills.
+            file: Path below the skill's directory.
         """
         skill = by_id.get(skill_id)
-        if skill is None or skill.directory is None:
+        if skill is None:
             raise ToolError(f"there is no skill {skill_id!r}; there are: {', '.join(by_id)}")
-        return (skill.directory / "SKILL.md").read_text(encoding="utf-8")
+        return read_skill_file(skill, file)
 
     return use_skill
