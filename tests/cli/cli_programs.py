@@ -10,12 +10,14 @@ import struct
 import subprocess
 import sys
 import termios
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 
 import attrs
 import trio
+
+RunHere = Callable[..., int]
 
 PATIENCE = 20.0
 

@@ -3,14 +3,13 @@ from __future__ import annotations
 import logging
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from cli_programs import RunHere
 
 from semibot.cli.group import run
-
-RunHere = Callable[..., int]
 
 UNSET = (
     *("OPENAI_API_KEY", "OPENAI_BASE_URL", "SEMIBOT_MODEL", "OPENCLAW_BRIDGE_CMD"),

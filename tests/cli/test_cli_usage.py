@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import RunHere
+from cli_programs import RunHere
 
 from semibot.cli.group import run
 from semibot.wire.events import ExecutionComplete, decode_event

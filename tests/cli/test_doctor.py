@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import RunHere
+from cli_programs import RunHere
 
 from semibot.cli.checks import check_bridge, check_children, check_model, check_python
 from semibot.testing import simulated_ports
