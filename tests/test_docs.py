@@ -125,6 +125,27 @@ def test_every_example_is_on_a_page() -> None:
     assert {*(ROOT / "examples").glob("*.py")} <= shown
 
 
+def test_the_readme_shows_the_ten_lines_as_they_are() -> None:
+    (shown,) = re.findall(
+        r"^```python\n(.*?)^```$", (ROOT / "README.md").read_text("utf-8"), re.MULTILINE | re.DOTALL
+    )
+    assert f"\n\n{shown}\n\n" in (ROOT / "examples" / "ten_lines.py").read_text("utf-8")
+
+
+def test_the_readme_links_to_files_that_are_there() -> None:
+    links = re.findall(r"\]\(([^):]+)\)", (ROOT / "README.md").read_text("utf-8"))
+    assert len(links) > 10
+    assert [link for link in links if not (ROOT / link).is_file()] == []
+
+
+def test_the_programs_under_figures_are_there() -> None:
+    text = (ROOT / "CONTRIBUTING.md").read_text("utf-8")
+    _, _, figures = text.partition("\n## Figures\n")
+    programs = re.findall(r"`\.venv/bin/python (\S+\.py)", figures)
+    assert len(programs) > 3
+    assert [program for program in programs if not (ROOT / program).is_file()] == []
+
+
 def test_every_page_can_be_reached() -> None:
     for page in PAGES:
         if page.stem == "index":

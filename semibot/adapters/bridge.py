@@ -54,6 +54,9 @@ INHERITED: Final = frozenset(
 INHERITED_PREFIXES: Final = ("LC_", "OPENCLAW_")
 """Beginnings of the names of further variables that a bridge inherits."""
 
+MAX_REPORTED_TOKENS: Final = 2**53
+"""Most tokens that one report of a bridge counts for."""
+
 
 @attrs.frozen(kw_only=True)
 class BridgeStatistics:
@@ -186,10 +189,11 @@ class BridgeAdapter(Adapter):
             try:
                 await child.say(message)
                 await self._follow(run, child, turn)
-            except BaseException:
+            except BaseException as exc:
                 turn.abandon()
+                is_flood = isinstance(exc, AdapterError)  # the run takes no more of it
                 with grace("run.cancel_grace", self._context.deadlines.run_cancel_grace):
-                    await self._call_off(child, turn, activity)
+                    await self._call_off(child, turn, activity, may_live_on=not is_flood)
                 if activity.is_open:  # the grace ran out: it goes when it goes
                     _stop(child, activity)
                 raise
@@ -248,9 +252,11 @@ class BridgeAdapter(Adapter):
             await run.emit(TextChunk(content=frame.final_response))
         await run.complete(frame.final_response, termination_reason=frame.termination_reason)
 
-    async def _call_off(self, child: BridgeChild, turn: Turn, activity: Activity) -> None:
+    async def _call_off(
+        self, child: BridgeChild, turn: Turn, activity: Activity, *, may_live_on: bool
+    ) -> None:
         """Have the bridge stop working on the run; stop the bridge if that is not certain."""
-        if not turn.is_over and not await self._confirms_cancel(child, turn):
+        if not turn.is_over and not (may_live_on and await self._confirms_cancel(child, turn)):
             _stop(child, activity)
             await child.wait_ended()
         activity.close()
@@ -347,6 +353,6 @@ def _newest_that_fit(messages: Sequence[Message], room: int) -> list[JsonObject]
 def _reported_usage(params: JsonObject) -> Usage:
     def count(key: str) -> int:
         value = params.get(key)
-        return value if type(value) is int and value > 0 else 0
+        return max(0, min(value, MAX_REPORTED_TOKENS)) if type(value) is int else 0
 
     return Usage(tokens_in=count("tokens_in"), tokens_out=count("tokens_out"))

@@ -234,7 +234,7 @@ class BridgeChild:
             self._failure = AdapterError(
                 f"the bridge could not be started: {exc}; check {configured_by}",
                 code="OPENCLAW_BRIDGE_START_FAILED",
-                is_retryable=True,
+                is_retryable=isinstance(exc, DeadlineExceeded),  # the others stay as they are
             )
             log.warning("bridge not started", error=str(exc))
         finally:

@@ -15,8 +15,11 @@ from semibot.wire.bridge import (
     CpFireAndForget,
 )
 
-MAX_QUEUED_EVENTS: Final = 256
-"""Most events of a turn that wait for the run; reading the child waits for the others."""
+MAX_QUEUED_EVENTS: Final = 16
+"""Most events of a turn that wait for the run; reading the child waits for the others.
+
+Few, because each may be as long as a line: 1 MiB.
+"""
 
 RunFrame: TypeAlias = BridgeEvent | BridgeTerminal | CpFireAndForget
 """What a bridge says about a run."""

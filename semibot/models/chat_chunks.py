@@ -23,8 +23,17 @@ from semibot.wire.events import Usage
 MAX_REPLY_CHARS: Final = 8 * 1024 * 1024
 """Longest reply, in characters: text, reasoning and arguments together."""
 
-MAX_TOOL_CALLS: Final = 256
+MAX_TOOL_CALLS: Final = 128
 """Most tool calls of one reply."""
+
+MAX_ARGUMENTS: Final = 256 * 1024
+"""Longest arguments of one tool call, in characters. Parsing them holds everything up."""
+
+MAX_REPLY_ARGUMENTS: Final = 1024 * 1024
+"""Longest arguments of all tool calls of one reply together, in characters."""
+
+MAX_TOKENS: Final = 2**53
+"""Most tokens that are believed; the largest count that every JSON parser can hold."""
 
 _REASONING_FIELDS: Final = ("reasoning_content", "reasoning")
 _TEXT_FIELDS: Final = ("content", "refusal")
@@ -41,6 +50,7 @@ class _Call:
     id: str = ""
     name: str = ""
     arguments: list[str] = attrs.field(factory=list[str])
+    size: int = 0
 
 
 @final
@@ -61,6 +71,7 @@ class ReplyBuilder:
     _calls: list[_Call] = attrs.field(factory=list[_Call], init=False)
     _by_index: dict[int, _Call] = attrs.field(factory=dict[int, _Call], init=False)
     _size: int = attrs.field(default=0, init=False)
+    _arguments_size: int = attrs.field(default=0, init=False)
 
     def feed(self, chunk: JsonValue) -> tuple[bool, list[Delta]]:
         """Take one chunk.
@@ -176,9 +187,20 @@ class ReplyBuilder:
         call.name = call.name or name
         arguments = function.get("arguments")
         if isinstance(arguments, Mapping):
-            call.arguments.append(self._bounded(dump_json(arguments)))
-        else:
-            call.arguments.append(self._take_text(function, "arguments"))
+            self._add_arguments(call, self._bounded(dump_json(arguments)))
+        elif text := self._take_text(function, "arguments"):
+            self._add_arguments(call, text)
+
+    def _add_arguments(self, call: _Call, text: str) -> None:
+        call.size += len(text)
+        if call.size > MAX_ARGUMENTS:
+            raise protocol_error(f"a call's arguments are longer than {MAX_ARGUMENTS} characters")
+        self._arguments_size += len(text)
+        if self._arguments_size > MAX_REPLY_ARGUMENTS:
+            raise protocol_error(
+                f"the arguments of all calls are longer than {MAX_REPLY_ARGUMENTS} characters"
+            )
+        call.arguments.append(text)
 
     def _call_for(self, index: JsonValue, call_id: str, name: str) -> _Call:
         """Find the call that a piece continues, or begin one."""
@@ -221,7 +243,7 @@ def _object(source: JsonObject, field: str) -> JsonObject:
 
 def _count(usage: JsonObject, field: str) -> int:
     count = usage.get(field)
-    return count if isinstance(count, int) and count > 0 else 0
+    return max(0, min(count, MAX_TOKENS)) if type(count) is int else 0
 
 
 # --- what servers say when something is wrong -----------------------------------------

@@ -9,7 +9,7 @@ import attrs
 from semibot.errors import RemoteProtocolError
 from semibot.wire.jsonl import LineFramer
 
-MAX_EVENT_BYTES: Final = 4 * 1024 * 1024
+MAX_EVENT_BYTES: Final = 1024 * 1024
 """Longest data of one event, in bytes."""
 
 

@@ -16,6 +16,7 @@ from typing import Final
 import attrs
 
 from semibot.errors import RemoteProtocolError
+from semibot.models.chat_chunks import MAX_ARGUMENTS
 from semibot.wire.chat import Message, ToolCallRequest
 from semibot.wire.codec import load_json
 
@@ -48,7 +49,8 @@ def repair_history(messages: Iterable[Message]) -> tuple[Message, ...]:
     * Each tool call has one result, right behind its message and in the order of the
       calls. Results without a call, and second results, are dropped.
     * Call ids are unique; names of tools and arguments have the form that providers ask
-      for; no text has half a character in it.
+      for, and arguments that no tool would take are left out; no text has half a
+      character in it.
 
     Repairing twice changes nothing more. What stands in front does not depend on what is
     appended later, system messages aside, so that a provider's prompt cache stays valid.
@@ -159,6 +161,8 @@ def _clean(text: str) -> str:
 
 
 def _is_json_object(text: str) -> bool:
+    if len(text) > MAX_ARGUMENTS or not text.lstrip().startswith("{"):
+        return False  # without parsing it, again and again, at every request
     try:
         return isinstance(load_json(text), Mapping)
     except RemoteProtocolError:

@@ -34,7 +34,6 @@ PROVIDERS: Final[Mapping[str, Provider]] = MappingProxyType(
     {
         "openai": Provider(openai_model, ("OPENAI_API_KEY", "OPENAI_BASE_URL")),
         "demo": Provider(lambda _: demonstration_model()),
-        "scripted": Provider(lambda _: demonstration_model()),
     }
 )
 """Every provider by its name. The first that the environment configures is the default."""

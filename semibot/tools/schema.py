@@ -29,7 +29,7 @@ from semibot.wire.codec import (
 
 from .docstrings import read_docstring
 
-MAX_ARGUMENTS: Final = 1024 * 1024
+MAX_ARGUMENTS: Final = 256 * 1024
 """Longest text of arguments, in characters."""
 
 P = ParamSpec("P")

@@ -13,7 +13,7 @@ from semibot.logs import get_logger
 from semibot.wire.chat import Message
 from semibot.wire.codec import JsonObject, dump_json, load_json, structure, unstructure
 
-from .files import sync_directory, write_atomically
+from .files import read_regular, sync_directory, write_atomically
 
 log: Final = get_logger(__name__)
 
@@ -112,7 +112,7 @@ class CheckpointDirectory:
         """Return the newest checkpoint that can be read, or None if there is none."""
         for file in self._files():
             try:
-                return structure(load_json(file.read_bytes()), Checkpoint)
+                return structure(load_json(read_regular(file)), Checkpoint)
             except (OSError, RemoteProtocolError) as exc:
                 log.warning("checkpoint cannot be read", file=file.name, error=str(exc))
         return None

@@ -27,7 +27,8 @@ def write_atomically(
         OSError: If the disk refuses; the old content stays.
     """
     temporary = path.with_name(path.name + ".tmp")
-    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+    temporary.unlink(missing_ok=True)  # left by a crash, or put there by somebody else
+    descriptor = open_regular(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL)
     try:
         with os.fdopen(descriptor, "wb") as file:
             file.write(data)
@@ -65,6 +66,16 @@ def open_regular(path: Path, flags: int) -> int:
         os.close(descriptor)
         raise OSError(errno.EINVAL, "not a regular file", str(path))
     return descriptor
+
+
+def read_regular(path: Path) -> bytes:
+    """Return the content of a regular file; see :func:`open_regular`.
+
+    Raises:
+        OSError: If it cannot be read, or is something else.
+    """
+    with os.fdopen(open_regular(path, os.O_RDONLY), "rb") as file:
+        return file.read()
 
 
 def append_text(path: Path, text: str) -> None:

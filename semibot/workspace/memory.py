@@ -15,7 +15,7 @@ import attrs
 
 from semibot.wire.chat import Message
 
-from .files import open_regular
+from .files import open_regular, read_regular
 
 _HEADING: Final = re.compile(r"^## \[(user|assistant)\] (\S+)$", re.MULTILINE)
 
@@ -59,8 +59,10 @@ class ShortTermMemory:
         Raises:
             OSError: If the disk refuses.
         """
-        if self.path.exists() and self.path.stat().st_size > length:
-            os.truncate(self.path, length)
+        if self.path.exists():
+            with os.fdopen(open_regular(self.path, os.O_RDWR), "r+b") as file:
+                if file.seek(0, os.SEEK_END) > length:
+                    file.truncate(length)
 
     def append(self, messages: tuple[Message, ...], when: str, length: int) -> int:
         """Add what user and assistant said, and return the file's length in bytes.
@@ -96,8 +98,7 @@ class ShortTermMemory:
         """
         if not self.path.exists():
             return ""
-        with os.fdopen(open_regular(self.path, os.O_RDONLY), "rb") as file:
-            return file.read().decode("utf-8", "replace")  # "\\r" stays what it is
+        return read_regular(self.path).decode("utf-8", "replace")  # "\\r" stays what it is
 
     def entries(self) -> tuple[MemoryEntry, ...]:
         """Return everything that was said, oldest first.

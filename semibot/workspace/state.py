@@ -32,7 +32,7 @@ from semibot.errors import SessionInUse, StoreError, UsageError, WorkspaceUnusab
 from semibot.wire.chat import Message
 
 from .checkpoints import Checkpoint, CheckpointDirectory
-from .files import append_text, open_regular, write_atomically
+from .files import append_text, open_regular, read_regular, write_atomically
 from .memory import ShortTermMemory
 
 STATE_DIRECTORY: Final = ".semibot"
@@ -215,7 +215,7 @@ def _read_state(directory: Path, session_id: str) -> SessionState:
         reason = f"none of its {count} checkpoints can be read; move it away to begin anew"
         raise WorkspaceUnusable(str(directory), reason)
     term_file = directory / "term"
-    recorded = term_file.read_text(encoding="ascii").strip() if term_file.exists() else ""
+    recorded = read_regular(term_file).strip() if term_file.exists() else b""
     last_term = max(
         int(recorded) if recorded.isdigit() else 0, newest.term if newest is not None else 0
     )

@@ -54,7 +54,7 @@ async def test_a_missing_program_fails_the_message_and_not_the_session(tmp_path:
             assert error.code == "OPENCLAW_BRIDGE_START_FAILED"
             assert "no-such-bridge-xyz" in error.error
             assert "check the command of BridgeAgent" in error.error
-            assert error.retryable is True
+            assert not error.retryable
         assert seen.adapter.statistics().starts >= 2  # each message tries again
         assert await seen.adapter.get_snapshot() is None
 
@@ -76,6 +76,16 @@ async def test_a_start_line_that_is_too_long_fails_the_message(tmp_path: Path) -
         error = error_of(await seen.ask("hello"))
         assert error.code == "OPENCLAW_BRIDGE_START_FAILED"
         assert "a start line would be longer than 1 MiB" in error.error
+        assert not error.retryable
+
+
+async def test_a_start_that_takes_too_long_may_be_tried_again(tmp_path: Path) -> None:
+    deadlines = attrs.evolve(QUICK, child_start=1e-6)
+    async with opened(tmp_path, scripted(GOOD), deadlines=deadlines) as seen:
+        error = error_of(await seen.ask("hello"))
+        assert error.code == "OPENCLAW_BRIDGE_START_FAILED"
+        assert "child.start" in error.error
+        assert error.retryable is True
 
 
 @pytest.mark.parametrize(
@@ -181,6 +191,20 @@ async def test_a_flood_of_events_is_passed_on_in_order(tmp_path: Path) -> None:
         events = await seen.ask("hello")
         text = "".join(event.content for event in events if isinstance(event, TextChunk))
         assert text == "".join(f"{n}," for n in range(5000))
+
+
+@pytest.mark.parametrize("start", [START, START_WITH_RUNS], ids=["level 1", "knows runs"])
+async def test_an_answer_without_an_end_ends_the_run_and_the_child(
+    tmp_path: Path, start: list[list[object]]
+) -> None:
+    script = [*start, ["wait", "user_message"], ["flood", 900_000]]
+    async with opened(tmp_path, scripted(script, GOOD)) as seen:
+        events = await seen.ask("hello")
+        assert error_of(events).code == "ANSWER_TOO_LONG"
+        text = sum(len(event.content) for event in events if isinstance(event, TextChunk))
+        assert 7 * 1024 * 1024 < text <= 8 * 1024 * 1024
+        assert seen.adapter.statistics().pid is None
+        await next_message_works(seen, starts=2)
 
 
 async def test_only_the_first_of_two_ends_counts(tmp_path: Path) -> None:

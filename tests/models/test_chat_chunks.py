@@ -10,7 +10,10 @@ from hypothesis import strategies as st
 from semibot.errors import ModelError
 from semibot.models import ReasoningDelta, TextDelta
 from semibot.models.chat_chunks import (
+    MAX_ARGUMENTS,
+    MAX_REPLY_ARGUMENTS,
     MAX_REPLY_CHARS,
+    MAX_TOKENS,
     MAX_TOOL_CALLS,
     ReplyBuilder,
     error_words,
@@ -142,6 +145,17 @@ def test_usage_counts_in_a_chunk_of_its_own_and_beside_others() -> None:
     assert reply.build().usage == Usage(tokens_in=0, tokens_out=2)
 
 
+@pytest.mark.parametrize(
+    ("said", "believed"),
+    [(10**4299, MAX_TOKENS), (2**53, 2**53), (-(10**4299), 0), (True, 0), (1.5, 0), ("7", 0)],
+    ids=["endless", "most", "negative", "boolean", "fraction", "text"],
+)
+def test_only_a_whole_number_of_tokens_is_believed(said: JsonValue, believed: int) -> None:
+    reply = builder()
+    reply.feed({"usage": {"prompt_tokens": said, "completion_tokens": said}})
+    assert reply.usage == Usage(tokens_in=believed, tokens_out=believed)
+
+
 def test_the_finish_reason_is_kept_if_it_is_a_word() -> None:
     for reason, kept in [("length", "length"), ("so much\ntext", "other")]:
         reply = builder()
@@ -205,6 +219,29 @@ def test_an_endless_reply_is_cut_off() -> None:
     with pytest.raises(ModelError, match="longer than"):
         for _ in range(5):
             reply.feed(delta(content=text))
+
+
+@pytest.mark.parametrize("as_object", [False, True])
+def test_a_call_with_endless_arguments_is_cut_off(as_object: bool) -> None:
+    reply = builder()
+    half: JsonValue = "x" * (MAX_ARGUMENTS // 2)
+    arguments = {"a": half} if as_object else half
+    reply.feed(piece(index=0, id="a", function={"name": "t", "arguments": half}))
+    with pytest.raises(ModelError, match=f"longer than {MAX_ARGUMENTS} ") as caught:
+        for _ in range(2):
+            reply.feed(piece(index=0, function={"arguments": arguments}))
+    assert caught.value.code == "MODEL_PROTOCOL"
+
+
+def test_many_calls_with_long_arguments_are_cut_off() -> None:
+    reply = builder()
+    most = MAX_REPLY_ARGUMENTS // MAX_ARGUMENTS
+    for index in range(most):
+        function = {"name": "t", "arguments": "x" * MAX_ARGUMENTS}
+        reply.feed(piece(index=index, id=f"c{index}", function=function))
+    with pytest.raises(ModelError, match=f"longer than {MAX_REPLY_ARGUMENTS} ") as caught:
+        reply.feed(piece(index=most, id="last", function={"name": "t", "arguments": "x"}))
+    assert caught.value.code == "MODEL_PROTOCOL"
 
 
 def test_too_many_calls_are_cut_off() -> None:

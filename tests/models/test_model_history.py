@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from semibot.models import repair_history, strict_problems
+from semibot.models.chat_chunks import MAX_ARGUMENTS
 from semibot.models.history import EARLIER, NO_ANSWER, NO_CONTENT, NO_RESULT
 from semibot.wire.chat import Message, ToolCallRequest
 
@@ -189,7 +190,10 @@ def test_reused_call_ids_become_unique_and_keep_their_results() -> None:
     assert answers == [("c", "first"), ("c_2", "second"), ("c_3", "third"), ("call", "fourth")]
 
 
-@pytest.mark.parametrize("arguments", ["", "{oops", "[1]", "null", '{"a": NaN}', '"x"'])
+TOO_LONG = '{"a": "' + "x" * MAX_ARGUMENTS + '"}'
+
+
+@pytest.mark.parametrize("arguments", ["", "{oops", "[1]", "null", '{"a": NaN}', '"x"', TOO_LONG])
 def test_arguments_that_are_no_object_become_an_empty_one(arguments: str) -> None:
     call = ToolCallRequest(id="c", name="t", arguments=arguments)
     broken = Message(role="assistant", content="", tool_calls=(call,))

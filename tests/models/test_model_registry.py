@@ -27,7 +27,7 @@ async def name_of(factory: ModelFactory, **environment: str) -> str:
         ("openai:", "openai:gpt-5"),
         ("", "openai:gpt-5"),
         ("demo", "demonstration"),
-        ("scripted", "demonstration"),
+        ("scripted", "openai:scripted"),
         ("demo:anything", "demonstration"),
     ],
 )

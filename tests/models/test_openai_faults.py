@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import gzip
+import json
 import sys
 import traceback
 from collections.abc import AsyncGenerator, Awaitable, Callable
@@ -18,6 +21,7 @@ from semibot.config import Deadlines
 from semibot.errors import ModelError, ModelNotConfigured
 from semibot.models import Model, ModelRequest, TextDelta, openai_model
 from semibot.models.event_stream import MAX_EVENT_BYTES
+from semibot.models.openai.client import MAX_REFUSAL_BYTES
 from semibot.models.openai.errors import retry_after
 from semibot.testing import simulated_ports
 from semibot.testing.model_answers import (
@@ -193,6 +197,17 @@ async def test_an_answer_that_just_ends_is_broken(ask: Ask) -> None:
 
 
 @asynccontextmanager
+async def open_server(
+    handler: Callable[[trio.SocketStream], Awaitable[None]],
+) -> AsyncGenerator[str]:
+    """Run a server; yield its base URL."""
+    async with trio.open_nursery() as nursery:
+        (listener,) = await nursery.start(partial(trio.serve_tcp, handler, 0, host="127.0.0.1"))
+        yield f"http://127.0.0.1:{listener.socket.getsockname()[1]}/v1"
+        nursery.cancel_scope.cancel()
+
+
+@asynccontextmanager
 async def open_raw_server(answer: bytes) -> AsyncGenerator[str]:
     """Run a server that says *answer* to everything and closes; yield its base URL."""
 
@@ -201,10 +216,49 @@ async def open_raw_server(answer: bytes) -> AsyncGenerator[str]:
         await stream.send_all(answer)
         await stream.aclose()
 
-    async with trio.open_nursery() as nursery:
-        (listener,) = await nursery.start(partial(trio.serve_tcp, answer_it, 0, host="127.0.0.1"))
-        yield f"http://127.0.0.1:{listener.socket.getsockname()[1]}/v1"
-        nursery.cancel_scope.cancel()
+    async with open_server(answer_it) as base_url:
+        yield base_url
+
+
+@pytest.mark.parametrize(
+    ("status", "code"),
+    [(401, "MODEL_REFUSED"), (429, "MODEL_RATE_LIMITED"), (307, "MODEL_REFUSED")],
+)
+async def test_an_endless_error_is_told_by_its_status_and_not_read(
+    open_openai: OpenModel, status: int, code: str
+) -> None:
+    sent = 0
+    closed = trio.Event()
+
+    async def flood(stream: trio.SocketStream) -> None:
+        nonlocal sent
+        await stream.receive_some()
+        with contextlib.suppress(trio.BrokenResourceError):
+            await stream.send_all(b"HTTP/1.1 %d No\r\ncontent-length: 99999999999\r\n\r\n" % status)
+            while True:
+                await stream.send_all(b"x" * MAX_REFUSAL_BYTES)
+                sent += MAX_REFUSAL_BYTES
+        closed.set()
+
+    with trio.fail_after(5):
+        async with open_server(flood) as base_url, open_openai(base_url) as model:
+            with pytest.raises(ModelError) as caught:
+                async with model.stream(HELLO):
+                    raise AssertionError("the block must not begin")
+            await closed.wait()
+    assert caught.value.code == code
+    assert sent < 128 * MAX_REFUSAL_BYTES  # what the buffers of two sockets hold
+
+
+async def test_an_error_is_not_unpacked(open_openai: OpenModel) -> None:
+    body = gzip.compress(json.dumps({"error": {"code": "packed"}}).encode())
+    head = b"HTTP/1.1 401 No\r\ncontent-encoding: gzip\r\ncontent-length: %d\r\n\r\n" % len(body)
+    async with open_raw_server(head + body) as base_url, open_openai(base_url) as model:
+        with pytest.raises(ModelError) as caught:
+            async with model.stream(HELLO):
+                raise AssertionError("the block must not begin")
+    assert caught.value.code == "MODEL_REFUSED"
+    assert "packed" not in str(caught.value)
 
 
 STREAM_HEAD = (

@@ -525,6 +525,18 @@ async def _(stage: Stage) -> None:
         await stage.ask(session)
 
 
+@cause("a decision cannot be recorded, so the tool does not run", "completed")
+async def _(stage: Stage) -> None:
+    script = calling("wait_async", {"seconds": 0})
+    async with stage.session(stage.graph(script)) as session, session.run("go") as run:
+        stage.last = run
+        for directory in stage.workspace.glob(".semibot/sessions/*"):
+            os.mkfifo(directory / "audit.jsonl")  # as a command of the agent might
+        found = [event async for event in run.events if isinstance(event, ToolCallComplete)]
+    assert not stage.reached.is_set()
+    stage.extra = f"call: {found[0].error}"[:60]
+
+
 # --- bridges --------------------------------------------------------------------------
 
 

@@ -106,6 +106,20 @@ def test_the_environment_is_an_allow_list_without_relative_programs():
     assert command_environment({})["PATH"].startswith("/")
 
 
+@pytest.mark.parametrize("path", ["", "bin:.", ":", "../bin"])
+async def test_without_an_absolute_directory_no_program_of_the_workspace_runs(tmp_path, path):
+    program = tmp_path / "planted"
+    program.write_text("#!/bin/sh\necho planted\n")
+    program.chmod(0o755)
+    ports = attrs.evolve(live_ports(), environment=MappingProxyType({"PATH": path}))
+    kit = make_kit(run_command, workspace=tmp_path, grants=["run"], ports=ports)
+    result = await kit.call("run_command", argv=["planted"])
+    assert result.outcome == "error"
+    result = await kit.call("run_command", argv=["echo", "found"])
+    assert result.result["stdout"] == "found\n"
+    assert command_environment({"PATH": path})["PATH"] == "/bin:/usr/bin"
+
+
 async def test_long_output_keeps_its_beginning_and_end(kit):
     code = "import sys; print('begin' + 'x' * 100_000 + 'end'); sys.stderr.write('short')"
     result = await kit.call("run_command", argv=python(code))

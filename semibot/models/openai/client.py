@@ -1,10 +1,10 @@
 """The seam to the ``openai`` SDK: one connection pool, one stream per request.
 
 Theory of operation. The SDK builds, signs and sends the request, and maps the status.
-The body is read here, for three reasons: the SDK's own stream leaves suspended async
-generators to the garbage collector even after a complete answer, which Trio reports as
-leaks; it does not tell a finished stream from one that was cut; and it has no bound on
-the size of an event.
+Bodies are read here. The SDK's own stream leaves suspended async generators to the
+garbage collector even after a complete answer, which Trio reports as leaks; it does not
+tell a finished stream from one that was cut; and it has no bound on the size of an event,
+nor on that of an error's body.
 
 The HTTP library, too, reads through nested async generators, and closing the outermost
 one abandons the inner ones. They end properly in two ways only: by being read to the end,
@@ -56,6 +56,9 @@ LIMITS: Final = httpx2.Limits(
 )
 """Bounds of the connection pool; one session rarely needs more than a few."""
 
+MAX_REFUSAL_BYTES: Final = 64 * 1024
+"""Most bytes that are read of the body of an answer that is an error."""
+
 _HEADERS: Final = frozenset(
     {
         "accept",
@@ -95,7 +98,7 @@ class OpenAIClient:
             follow_redirects=False,
             proxy=settings.proxy,
             trust_env=False,
-            event_hooks={"request": [self._set_headers]},
+            event_hooks={"request": [self._set_headers], "response": [self._read_refusal]},
         )
         # What has a default is given, so that the SDK does not look it up. What it looks up
         # all the same, custom headers and a webhook secret, reaches no request.
@@ -153,8 +156,6 @@ class OpenAIClient:
             raise status_error(exc, self._ports.wall_clock.now()) from None
         except openai.APIConnectionError as exc:
             raise connection_error(exc, self._settings.host) from exc
-        except (httpx2.HTTPError, OSError) as exc:  # the SDK reads bodies of errors unguarded
-            raise broken_error() from exc
         except (openai.OpenAIError, ValueError, TypeError) as exc:
             # From the text of such an error one could read the whole conversation.
             name = type(exc).__name__
@@ -162,6 +163,26 @@ class OpenAIClient:
                 f"the request cannot be sent ({name})", code="MODEL_PROTOCOL"
             ) from None
         return answer.http_response
+
+    async def _read_refusal(self, response: httpx2.Response) -> None:
+        """Read the beginning of an error's body, which the SDK would read without a bound."""
+        source = response.stream
+        if response.is_success or not isinstance(source, httpx2.AsyncByteStream):
+            return
+        body = aiter(source)
+        start = bytearray()
+        try:
+            async for data in body:
+                start += data
+                if len(start) >= MAX_REFUSAL_BYTES:
+                    break
+        finally:
+            with grace("run.cancel_grace", self._deadlines.run_cancel_grace):
+                await _end_reading(body)
+                await source.aclose()
+        # Nobody asked for a coding, and a short body may decode to a very long one.
+        response.headers.pop("content-encoding", None)
+        response.stream = httpx2.ByteStream(bytes(start[:MAX_REFUSAL_BYTES]))
 
     async def _set_headers(self, request: httpx2.Request) -> None:
         # OPENAI_CUSTOM_HEADERS is read by the SDK whatever it is given; this undoes it.

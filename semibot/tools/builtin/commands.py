@@ -72,12 +72,13 @@ def command_environment(inherited: Mapping[str, str]) -> dict[str, str]:
 
     Args:
         inherited: Our own. A relative directory in its ``PATH`` is left out: in the
-            workspace it would find programs that the model has written.
+            workspace it would find programs that the model has written. An empty ``PATH``
+            is such a directory, so the system's default stands for one without any other.
     """
     environment = {name: inherited[name] for name in ALLOWED_VARIABLES & inherited.keys()}
     directories = environment.get("PATH", os.defpath).split(os.pathsep)
     absolute = [each for each in directories if each.startswith("/")]
-    return {**environment, "PATH": os.pathsep.join(absolute), "TERM": "dumb"}
+    return {**environment, "PATH": os.pathsep.join(absolute) or os.defpath, "TERM": "dumb"}
 
 
 def _describe(result: ChildResult) -> JsonObject:

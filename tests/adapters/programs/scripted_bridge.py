@@ -73,6 +73,13 @@ def put_long_line(size: int) -> None:
     put("")
 
 
+def flood(size: int) -> None:
+    """Say text for ever, so and so many characters at a time."""
+    run = {"run_id": frame["run_id"]} if "run_id" in frame else {}
+    while True:
+        say({"type": "text", "content": "x" * size, **run})
+
+
 def complain(size: int) -> None:
     for _ in range(size // 1000):
         sys.stderr.write("e" * 999 + "\n")
@@ -103,6 +110,7 @@ VERBS = {
     "exit": os._exit,
     "signal": lambda number: os.kill(os.getpid(), number),
     "long_line": put_long_line,
+    "flood": flood,
     "complain": complain,
     "fork_twice": fork_twice,
     "ignore": lambda number: signal.signal(number, signal.SIG_IGN),
