@@ -386,11 +386,3 @@ async def test_a_session_may_be_left_while_its_child_is_still_being_started(
 def test_a_command_is_a_sequence_of_words(command: object, error: type[Exception]) -> None:
     with pytest.raises(error):
         BridgeAgent(command)  # type: ignore[arg-type]  # that is what is tested
-
-
-@pytest.mark.parametrize(
-    ("said", "counted"), [(10**4000, 2**53), (-1, 0), (True, 0), (1.5, 0), ("7", 0), (7, 7)]
-)
-def test_only_a_whole_number_of_tokens_counts(said: JsonValue, counted: int) -> None:
-    usage = reported_usage({"tokens_in": said, "tokens_out": said})
-    assert usage == Usage(tokens_in=counted, tokens_out=counted)

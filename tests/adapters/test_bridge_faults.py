@@ -197,13 +197,23 @@ async def test_a_flood_of_events_is_passed_on_in_order(tmp_path: Path) -> None:
 async def test_an_answer_without_an_end_ends_the_run_and_the_child(
     tmp_path: Path, start: list[list[object]]
 ) -> None:
-    script = [*start, ["wait", "user_message"], ["flood", 900_000]]
+    script = [*start, ["wait", "user_message"], ["flood", 10**9]]
     async with opened(tmp_path, scripted(script, GOOD)) as seen:
         events = await seen.ask("hello")
         assert error_of(events).code == "ANSWER_TOO_LONG"
         text = sum(len(event.content) for event in events if isinstance(event, TextChunk))
         assert 7 * 1024 * 1024 < text <= 8 * 1024 * 1024
         assert seen.adapter.statistics().pid is None
+        await next_message_works(seen, starts=2)
+
+
+async def test_a_child_that_said_too_much_is_not_kept_although_it_would_obey(
+    tmp_path: Path,
+) -> None:
+    obeys = [["wait", "cancel"], ["say", {**COMPLETE, "run_id": "$run_id", "cancelled": True}]]
+    script = [*START_WITH_RUNS, ["wait", "user_message"], ["flood", 10], *obeys, ["serve", None]]
+    async with opened(tmp_path, scripted(script, GOOD)) as seen:
+        assert error_of(await seen.ask("hello")).code == "ANSWER_TOO_LONG"
         await next_message_works(seen, starts=2)
 
 

@@ -179,3 +179,21 @@ async def test_a_report_made_right_before_the_end_still_counts(tmp_path: Path) -
     async with opened(tmp_path, scripted(script), control_plane=plane, deadlines=deadlines) as seen:
         await seen.ask("hello")
         assert len(plane.reported) == 1
+
+
+@pytest.mark.parametrize(
+    ("said", "counted"), [(10**4000, 2**53), (-1, 0), (True, 0), (1.5, 0), ("7", 0)]
+)
+async def test_only_a_whole_number_of_tokens_counts(
+    tmp_path: Path, said: JsonValue, counted: int
+) -> None:
+    params: JsonObject = {"tokens_in": said, "tokens_out": said}
+    report: JsonObject = {
+        "type": "cp_fire_and_forget",
+        "method": "usage_report",
+        "params": params,
+    }
+    async with opened(tmp_path, scripted(one_run(report, COMPLETE))) as seen:
+        events = await seen.ask("hello")
+    assert isinstance(events[-1], ExecutionComplete)
+    assert (events[-1].usage or Usage()) == Usage(tokens_in=counted, tokens_out=counted)

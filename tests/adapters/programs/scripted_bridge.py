@@ -73,11 +73,11 @@ def put_long_line(size: int) -> None:
     put("")
 
 
-def flood(size: int) -> None:
-    """Say text for ever, so and so many characters at a time."""
+def flood(times: int) -> None:
+    """Say text of nearly the length that a line may have, again and again."""
     run = {"run_id": frame["run_id"]} if "run_id" in frame else {}
-    while True:
-        say({"type": "text", "content": "x" * size, **run})
+    for _ in range(times):
+        say({"type": "text", "content": "x" * 900_000, **run})
 
 
 def complain(size: int) -> None:
