@@ -235,9 +235,8 @@ class ActiveRun:
         Raises:
             TypeError: If either is not text.
         """
-        given: tuple[object, ...] = (final_response, termination_reason)
-        if not all(text is None or isinstance(text, str) for text in given):
-            raise TypeError("run.complete() takes text")
+        _require_text(final_response)
+        _require_text(termination_reason)
         self._execution.say(Completed(final_response, termination_reason))
 
     async def fail(self, error: SemibotError) -> None:
@@ -267,3 +266,9 @@ class ActiveRun:
     def spend(self, usage: Usage) -> None:
         """Add tokens to what the run has spent."""
         self._execution.usage += usage
+
+
+def _require_text(value: object) -> None:
+    """Refuse what an adapter without type checks may pass: it would break the run's end."""
+    if value is not None and not isinstance(value, str):
+        raise TypeError(f"run.complete() takes text, not {type(value).__name__}")
