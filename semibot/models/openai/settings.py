@@ -30,7 +30,7 @@ class OpenAISettings:
     base_url: str = attrs.field(repr=False)
     """Root of the API, such as ``https://api.openai.com/v1``."""
     api_key: Secret
-    """The bearer token; a placeholder for servers that need none."""
+    """The bearer token; a made-up word for servers that need none."""
     organization: str | None = None
     """Organization to bill, if the key has several."""
     project: str | None = None
