@@ -6,13 +6,19 @@ The second level says who must act.
     * :exc:`UsageError`: the caller
         * :exc:`SessionBusy`
         * :exc:`CursorExpired`
+        * :exc:`NotFound`
+        * :exc:`BadCursor`
+        * :exc:`IdempotencyConflict`
     * :exc:`ConfigError`: the operator
         * :exc:`ModelNotConfigured`
         * :exc:`SessionInUse`
         * :exc:`WorkspaceUnusable`
+        * :exc:`DataDirectoryInUse`
     * :exc:`ProtocolError`
         * :exc:`LocalProtocolError`: us
         * :exc:`RemoteProtocolError`: the peer
+    * :exc:`LinkRefused`: whoever started the VM
+    * :exc:`PlaneNotReady`: nobody; try again
     * :exc:`AdapterError`: whoever wrote or runs the adapter
     * :exc:`RequestFailed`: whoever asked the control plane
     * :exc:`ModelError`: the model's provider
@@ -20,6 +26,7 @@ The second level says who must act.
     * :exc:`ChildError`: the program that was started
         * :exc:`ChildStartFailed`
     * :exc:`StoreError`: the disk
+        * :exc:`LinkFenced`
     * :exc:`SecurityError`: nobody; the answer is no
         * :exc:`PathRefused`
     * :exc:`DeadlineExceeded`
@@ -91,6 +98,24 @@ class CursorExpired(UsageError):
         )
 
 
+class NotFound(UsageError):
+    """Raised when something does not exist, or is not the asker's: the answer is the same."""
+
+    code = "NOT_FOUND"
+
+
+class BadCursor(UsageError):
+    """Raised for a page cursor that was not made here."""
+
+    code = "BAD_CURSOR"
+
+
+class IdempotencyConflict(UsageError):
+    """Raised when an ``Idempotency-Key`` comes again with another body."""
+
+    code = "IDEMPOTENCY_CONFLICT"
+
+
 class ConfigError(SemibotError):
     """Raised when a setting is missing or wrong. The message says what to set."""
 
@@ -142,6 +167,26 @@ class WorkspaceUnusable(ConfigError):
         return f"cannot keep session state in {self.path}: {self.reason}"
 
 
+class DataDirectoryInUse(ConfigError):
+    """Raised when another host has the data directory open.
+
+    Attributes:
+        directory: The data directory.
+        pid: Process id of the holder, or None if it could not be read.
+    """
+
+    code = "DATA_DIRECTORY_IN_USE"
+
+    def __init__(self, directory: str, pid: int | None) -> None:
+        super().__init__(directory, pid)
+        self.directory = directory
+        self.pid = pid
+
+    def __str__(self) -> str:
+        holder = "another host" if self.pid is None else f"process {self.pid}"
+        return f"{self.directory} is in use by {holder}; stop it or use another --data-dir"
+
+
 class ProtocolError(SemibotError):
     """Base class for violations of a protocol."""
 
@@ -173,6 +218,55 @@ class RemoteProtocolError(ProtocolError):
         return f"{self.reason} @ {self.path}"
 
 
+class LinkRefused(SemibotError):
+    """Raised when a host refuses a VM for good; dialling again would not help.
+
+    Attributes:
+        close_code: The WebSocket close code (protocol section 2).
+        reason: What the host said.
+    """
+
+    code = "LINK_REFUSED"
+
+    def __init__(self, close_code: int, reason: str) -> None:
+        super().__init__(close_code, reason)
+        self.close_code = close_code
+        self.reason = reason
+
+    def __str__(self) -> str:
+        what = {
+            4001: "the token or ticket is not accepted; make a new one with `semibot admin vm-token`",
+            4003: "the user has no active VM row; make one with `semibot admin vm-token`",
+            4004: "the host does not know the user",
+            4009: "another VM of this user has taken over",
+        }.get(self.close_code, "the host refuses this VM")
+        return f"{what} (close code {self.close_code}: {self.reason or 'no reason given'})"
+
+
+class PlaneNotReady(SemibotError):
+    """Raised when a user's VM is not up; nothing was stored.
+
+    Attributes:
+        status: Status of the VM row.
+        last_error: What the last attempt to start it said, or None.
+        retry_after_ms: After how long trying again makes sense, in milliseconds.
+    """
+
+    code = "EXECUTION_PLANE_NOT_READY"
+    is_retryable = True
+
+    def __init__(self, status: str, last_error: str | None, retry_after_ms: int) -> None:
+        super().__init__(status, last_error, retry_after_ms)
+        self.status = status
+        self.last_error = last_error
+        self.retry_after_ms = retry_after_ms
+
+    def __str__(self) -> str:
+        why = f": {self.last_error}" if self.last_error else ""
+        seconds = (self.retry_after_ms + 999) // 1000
+        return f"the execution plane is {self.status}{why}; try again in {seconds} s"
+
+
 class AdapterError(SemibotError):
     """Raised, or put into a run's ``execution_error``, when an adapter failed.
 
@@ -200,7 +294,7 @@ class RequestFailed(SemibotError):
 
     Attributes:
         code: ``UNSUPPORTED_METHOD``, ``REQUEST_FAILED``, ``NOT_FOUND``, ``FORBIDDEN``,
-            ``BAD_PARAMS`` or ``DEADLINE_EXCEEDED`` (protocol section 4).
+            ``BAD_PARAMS``, ``DEADLINE_EXCEEDED`` or ``OUTCOME_UNKNOWN`` (protocol section 4).
         message: What went wrong.
     """
 
@@ -280,6 +374,12 @@ class StoreError(SemibotError):
     """Raised when something could not be kept on disk. What was acknowledged is kept."""
 
     code = "STORE_FAILED"
+
+
+class LinkFenced(StoreError):
+    """Raised when a link that is no longer its VM's wants to write."""
+
+    code = "LINK_FENCED"
 
 
 class SecurityError(SemibotError):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import random
 import secrets
+import ssl
 import subprocess
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
@@ -14,12 +15,14 @@ from typing import Final, TypeVar, TypeVarTuple, final
 import attrs
 import trio
 
-from semibot.ports import ByteReceiver, ByteSender, Ports
+from semibot.ports import ByteReceiver, ByteSender, ByteStream, Ports
 
 T = TypeVar("T")
 Ts = TypeVarTuple("Ts")
 
-THREAD_LIMITS: Final[Mapping[str, int]] = MappingProxyType({"tools": 16, "files": 4, "watchdog": 8})
+THREAD_LIMITS: Final[Mapping[str, int]] = MappingProxyType(
+    {"tools": 16, "files": 4, "watchdog": 8, "store": 1, "store.read": 4}
+)
 """How many threads each named limiter allows at once."""
 
 
@@ -138,6 +141,54 @@ async def live_spawn(
     return LiveProcess(process, process.stdin, process.stdout, process.stderr)
 
 
+async def live_dial(host: str, port: int, *, use_tls: bool) -> ByteStream:
+    """Open a TCP connection; see :class:`semibot.ports.Dial`."""
+    stream = await trio.open_tcp_stream(host, port)
+    if not use_tls:
+        return stream
+    secured = trio.SSLStream(
+        stream, ssl.create_default_context(), server_hostname=host, https_compatible=True
+    )
+    try:
+        await secured.do_handshake()
+    except BaseException as exc:
+        await trio.aclose_forcefully(stream)
+        if isinstance(exc, trio.BrokenResourceError):
+            raise ConnectionError(f"TLS with {host} failed: {exc.__cause__ or exc}") from exc
+        raise
+    return secured
+
+
+@final
+@attrs.frozen
+class LiveListener:
+    """A listening TCP socket, as the port wants it."""
+
+    _listener: trio.SocketListener
+
+    @property
+    def port(self) -> int:
+        """The port that is listened on."""
+        number: int = self._listener.socket.getsockname()[1]
+        return number
+
+    async def accept(self) -> ByteStream:
+        """Return the next connection."""
+        return await self._listener.accept()
+
+    async def aclose(self) -> None:
+        """Close the socket."""
+        await self._listener.aclose()
+
+
+async def live_listen(host: str, port: int) -> LiveListener:
+    """Listen on TCP; see :class:`semibot.ports.Listen`."""
+    listeners = await trio.open_tcp_listeners(port, host=host)
+    for surplus in listeners[1:]:  # a name with two addresses, such as localhost
+        await surplus.aclose()
+    return LiveListener(listeners[0])
+
+
 def live_ports() -> Ports:
     """Return a fresh set of real seams; nothing is shared between two sets."""
     return Ports(
@@ -146,5 +197,7 @@ def live_ports() -> Ports:
         ids=LiveIds(),
         threads=LiveThreads(),
         spawn=live_spawn,
+        dial=live_dial,
+        listen=live_listen,
         environment=MappingProxyType(dict(os.environ)),
     )

@@ -1,7 +1,7 @@
 """The seams to the outside world that tests and simulations replace.
 
 Everything that is not a pure function of its input comes through here: wall-clock time,
-randomness, ids, the environment, worker threads and child processes. Elapsed time does
+randomness, ids, the environment, worker threads, connections and child processes. Elapsed time does
 not: it is :func:`trio.current_time`, which a mock clock already controls. This module
 knows no Trio, so that the parts of semibot without I/O can name the seams too; the real
 implementations are in :mod:`semibot.live`.
@@ -65,7 +65,7 @@ class Threads(Protocol):
 
 
 class ByteSender(Protocol):
-    """The writing end of a pipe."""
+    """The writing end of a pipe or connection."""
 
     async def send_all(self, data: bytes) -> None:
         """Write all of *data*.
@@ -82,7 +82,7 @@ class ByteSender(Protocol):
 
 
 class ByteReceiver(Protocol):
-    """The reading end of a pipe."""
+    """The reading end of a pipe or connection."""
 
     async def receive_some(self, max_bytes: int | None = None) -> bytes | bytearray:
         """Return the next bytes, or an empty value at the end of the stream."""
@@ -90,6 +90,69 @@ class ByteReceiver(Protocol):
 
     async def aclose(self) -> None:
         """Close this end."""
+        ...
+
+
+class ByteStream(ByteSender, ByteReceiver, Protocol):
+    """A connection."""
+
+    async def wait_send_all_might_not_block(self) -> None:
+        """Wait until the other side takes bytes again."""
+        ...
+
+
+class Dial(Protocol):
+    """Open a connection."""
+
+    async def __call__(self, host: str, port: int, *, use_tls: bool) -> ByteStream:
+        """Connect to *host*.
+
+        Args:
+            host: Name or address.
+            port: Port, 1 to 65535.
+            use_tls: Whether to speak TLS, and to verify the other side for *host*.
+
+        Raises:
+            OSError: If nobody answers, or TLS fails.
+        """
+        ...
+
+
+class Listener(Protocol):
+    """Takes connections."""
+
+    @property
+    def port(self) -> int:
+        """The port that is listened on."""
+        ...
+
+    async def accept(self) -> ByteStream:
+        """Return the next connection.
+
+        Raises:
+            OSError: If there are too many open files, for the moment.
+            trio.ClosedResourceError: If the listener was closed.
+        """
+        ...
+
+    async def aclose(self) -> None:
+        """Take no more connections."""
+        ...
+
+
+class Listen(Protocol):
+    """Begin to take connections."""
+
+    async def __call__(self, host: str, port: int) -> Listener:
+        """Listen on one address.
+
+        Args:
+            host: Name or address to bind.
+            port: Port; 0 takes a free one.
+
+        Raises:
+            OSError: If the address is taken or not ours.
+        """
         ...
 
 
@@ -158,6 +221,10 @@ class Ports:
     """Worker threads with named limiters."""
     spawn: Spawn
     """Child processes; only ``tools/processes.py`` calls it."""
+    dial: Dial
+    """Connections that we open."""
+    listen: Listen
+    """Connections that others open."""
     environment: Mapping[str, str] = attrs.field(repr=False)
     """The environment variables that this program was started with."""
     is_simulated: bool = False

@@ -66,6 +66,45 @@ class Deadlines:
     child_kill_grace: float = _grace(2.0)
     """From SIGKILL until the child is given up as unkillable."""
 
+    channel_dial: float = _seconds(10.0)
+    """A VM's connection attempt, up to the WebSocket handshake."""
+    channel_resume: float = _seconds(10.0)
+    """From a VM's ``auth`` to ``init``, and from its ``resume`` to ``resume_response``."""
+    channel_request: float = _seconds(60.0)
+    """One request of a VM to its host."""
+    channel_close: float = _grace(2.0)
+    """Flushing what is queued, and the closing handshake of a link, on each end."""
+    link_auth: float = _seconds(10.0)
+    """From a VM's connection to its ``auth``, on the host."""
+    link_heartbeat: float = _seconds(10.0)
+    """Between two heartbeats of a VM."""
+    link_dead_after: float = _seconds(30.0)
+    """After how much silence either end gives a link up."""
+    vm_ready: float = _seconds(30.0)
+    """From starting a VM to its ``auth``, in mode ``local``."""
+    vm_start_wait: float = _seconds(5.0)
+    """What a message waits for a VM that nobody is starting."""
+    vm_lost_after: float = _seconds(120.0)
+    """After how much silence of a VM its runs are ended."""
+    vm_stop: float = _grace(10.0)
+    """What a VM that is told to end may take before it is killed."""
+    host_drain: float = _grace(30.0)
+    """From SIGTERM to the host's exit."""
+    http_stall_timeout: float = _seconds(10.0)
+    """How long a peer may accept no byte while something is to be sent to it."""
+    http_keepalive: float = _seconds(15.0)
+    """Between two signs of life on an event stream."""
+    http_request_head: float = _seconds(10.0)
+    """From a connection, or the end of a request, to the whole head of the next one."""
+    http_request_body: float = _seconds(30.0)
+    """From a request's head to the end of its body."""
+    http_cancel_wait: float = _seconds(15.0)
+    """What a cancel over HTTP waits for its receipt."""
+    request_limit: float = _seconds(60.0)
+    """Answering one request of a VM, unless the VM waits for less."""
+    store_commit: float = _grace(10.0)
+    """One transaction of the store, and closing it."""
+
     @property
     def leave_bound(self) -> float:
         """Longest that leaving a run's block may take, in seconds.

@@ -11,7 +11,7 @@ from typing import Final, TypeVar, TypeVarTuple, final
 import attrs
 import trio
 
-from semibot.ports import Ports, Process
+from semibot.ports import ByteStream, Listener, Ports, Process
 
 T = TypeVar("T")
 Ts = TypeVarTuple("Ts")
@@ -77,6 +77,16 @@ async def refuse_to_spawn(  # noqa: ASYNC124 - the port is async
     raise PermissionError(f"a simulation starts no processes, so not {argv[0]} either")
 
 
+async def refuse_to_dial(host: str, port: int, *, use_tls: bool) -> ByteStream:  # noqa: ASYNC124 - the port is async
+    """Refuse to connect, as a simulation without a network does."""
+    raise ConnectionRefusedError(f"this simulation has no network, so no {host}:{port} either")
+
+
+async def refuse_to_listen(host: str, port: int) -> Listener:  # noqa: ASYNC124 - the port is async
+    """Refuse to listen, as a simulation without a network does."""
+    raise PermissionError(f"this simulation has no network, so no {host}:{port} either")
+
+
 def simulated_ports(seed: int = 0, environment: Mapping[str, str] | None = None) -> Ports:
     """Return seams that are a pure function of *seed* and Trio's clock.
 
@@ -90,6 +100,8 @@ def simulated_ports(seed: int = 0, environment: Mapping[str, str] | None = None)
         ids=SeededIds(random.Random(f"ids {seed}")),  # noqa: S311 - reproducible on purpose
         threads=InlineThreads(),
         spawn=refuse_to_spawn,
+        dial=refuse_to_dial,
+        listen=refuse_to_listen,
         environment=MappingProxyType(dict(environment or {})),
         is_simulated=True,
     )

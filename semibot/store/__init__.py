@@ -1,0 +1,1 @@
+"""What a host remembers: one protocol, and its implementation on SQLite."""
