@@ -19,6 +19,8 @@ The second level says who must act.
         * :exc:`RemoteProtocolError`: the peer
     * :exc:`LinkRefused`: whoever started the VM
     * :exc:`PlaneNotReady`: nobody; try again
+    * :exc:`HostUnreachable`: whoever runs the host
+    * :exc:`HostRefused`: whoever asked the host
     * :exc:`AdapterError`: whoever wrote or runs the adapter
     * :exc:`RequestFailed`: whoever asked the control plane
     * :exc:`ModelError`: the model's provider
@@ -265,6 +267,50 @@ class PlaneNotReady(SemibotError):
         why = f": {self.last_error}" if self.last_error else ""
         seconds = (self.retry_after_ms + 999) // 1000
         return f"the execution plane is {self.status}{why}; try again in {seconds} s"
+
+
+class HostUnreachable(SemibotError):
+    """Raised when no host answers at an address.
+
+    Attributes:
+        url: The address.
+        reason: What went wrong.
+    """
+
+    code = "HOST_UNREACHABLE"
+    is_retryable = True
+
+    def __init__(self, url: str, reason: str) -> None:
+        super().__init__(url, reason)
+        self.url = url
+        self.reason = reason
+
+    def __str__(self) -> str:
+        return (
+            f"no host answers at {self.url} ({self.reason}); start one with `semibot serve`, "
+            "or use --local"
+        )
+
+
+class HostRefused(SemibotError):
+    """Raised when a host answers a request with an error.
+
+    Attributes:
+        status: The HTTP status.
+        code: The host's name of the error.
+        message: What the host said.
+    """
+
+    code: str = "HOST_REFUSED"
+
+    def __init__(self, status: int, code: str, message: str) -> None:
+        super().__init__(status, code, message)
+        self.status = status
+        self.code = code
+        self.message = message
+
+    def __str__(self) -> str:
+        return f"{self.message} ({self.code})"
 
 
 class AdapterError(SemibotError):

@@ -15,6 +15,11 @@ RUNTIME_NAMES: Final = ("graph", "semigraph", "openclaw")
 @click.argument("message", required=False)
 @click.option("--local", "is_local", is_flag=True, help="Run the agent in this process.")
 @click.option(
+    "--url",
+    metavar="URL",
+    help="Host to talk to; by default SEMIBOT_URL, and else http://127.0.0.1:8080.",
+)
+@click.option(
     "--runtime",
     type=click.Choice(RUNTIME_NAMES),
     default="graph",
@@ -51,6 +56,7 @@ def command(
     *,
     message: str | None,
     is_local: bool,
+    url: str | None,
     runtime: str,
     model: str | None,
     workspace: Path,
@@ -59,7 +65,7 @@ def command(
     is_json: bool,
     is_verbose: bool,
 ) -> int:
-    """Talk to an agent that works in a directory of this machine.
+    """Talk to an agent.
 
     With MESSAGE, or with a message piped in (all of standard input is one message), it
     is answered and the program ends. Else messages are read from the terminal until
@@ -68,15 +74,20 @@ def command(
     The answer goes to standard output, all about it to standard error. Ctrl-C stops an
     answer and shows what was stopped; twice it leaves.
 
+    It talks to a host, which `semibot serve` starts; with --local the agent runs right here,
+    in a directory of this machine.
+
     Exit codes: 0 answered, 1 the run failed, 2 usage, 78 something must be set up first,
     130 interrupted by Ctrl-C, 143 by SIGTERM.
     """
-    if not is_local:
-        raise click.UsageError(
-            "there is no host to talk to yet; semibot chat --local runs the agent right here"
-        )
+    if is_local and url is not None:
+        raise click.UsageError("--local runs the agent right here, and --url on a host: which?")
     if model is not None and not model.strip():
         raise click.UsageError("--model needs a name, such as openai:gpt-5")
+    if not is_local and (model is not None or grants or workspace != Path()):
+        raise click.UsageError(
+            "--model, --workspace and --allow need --local; on a host, whoever runs it decides"
+        )
     from .talk import ChatOptions, run_chat
 
     return run_chat(
@@ -91,5 +102,6 @@ def command(
             is_json=is_json,
             is_verbose=is_verbose,
             message=message,
+            url=url if is_local or url is not None else "",
         )
     )

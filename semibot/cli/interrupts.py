@@ -21,13 +21,12 @@ import signal
 import threading
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Generator
 from contextlib import asynccontextmanager, contextmanager
-from typing import Final, final
+from typing import Final, Protocol, final
 
 import attrs
 import trio
 
 from semibot.lifetimes import StopClock, open_services, open_stop_clock
-from semibot.session import Run
 
 from . import exits
 from .logs import hush_logs
@@ -45,6 +44,18 @@ SHOW_BOUND: Final = 1.0
 """What showing the end of a run may take once the program leaves, in seconds."""
 
 
+class Stoppable(Protocol):
+    """A run, here or elsewhere, that signals may stop."""
+
+    async def cancel(self, reason: str = ..., /) -> object:
+        """Stop it, and wait until it has ended."""
+        ...
+
+    def interrupt(self, reason: str, /) -> None:
+        """Ask it to stop because this program ends; never waits."""
+        ...
+
+
 @final
 @attrs.define(eq=False)
 class Interrupts:
@@ -56,7 +67,7 @@ class Interrupts:
     """The exit code that signals have decided on, if they have."""
     body: trio.CancelScope = attrs.field(factory=trio.CancelScope, init=False)
     """What leaving cancels."""
-    _run: Run | None = attrs.field(default=None, init=False)
+    _run: Stoppable | None = attrs.field(default=None, init=False)
     _is_interactive: bool = attrs.field(default=False, init=False)
     _on_key: Callable[[], object] | None = attrs.field(default=None, init=False)
     _prompt: trio.CancelScope | None = attrs.field(default=None, init=False)
@@ -65,7 +76,7 @@ class Interrupts:
 
     @contextmanager
     def during(
-        self, run: Run, *, is_interactive: bool, on_key: Callable[[], object]
+        self, run: Stoppable, *, is_interactive: bool, on_key: Callable[[], object]
     ) -> Generator[None]:
         """Let signals stop *run* while the block shows it.
 
@@ -127,7 +138,7 @@ class Interrupts:
                     self.exit_code = exits.INTERRUPTED
                     nursery.start_soon(self._leave, self._run)
 
-    async def _leave(self, run: Run | None) -> None:
+    async def _leave(self, run: Stoppable | None) -> None:
         if run is None:
             self.body.cancel("the program was told to end")
             return

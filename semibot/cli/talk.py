@@ -1,11 +1,12 @@
-"""The conversation behind ``semibot chat``: open a session, ask, show, ask again."""
+"""The conversation behind ``semibot chat``: ask, show, ask again; with whoever answers."""
 
 from __future__ import annotations
 
 import re
 import sys
+from contextlib import AbstractAsyncContextManager
 from pathlib import Path
-from typing import Final, final
+from typing import Final, Protocol, final
 
 import attrs
 import trio
@@ -13,16 +14,16 @@ import trio
 from semibot.errors import CursorExpired, UsageError
 from semibot.live import live_ports
 from semibot.ports import Ports
-from semibot.session import Run, Session, open_session
+from semibot.session import JournalEntry
 from semibot.wire.events import ExecutionComplete, ExecutionError, TerminalEvent
+from semibot.wire.receipts import Receipt
 
 from . import exits
 from .failures import is_configuration_code
-from .interrupts import Interrupts, open_interrupts
+from .interrupts import Interrupts, Stoppable, open_interrupts
 from .keyboard import Keyboard
 from .logs import configure_logs
 from .render import JsonView, TextView, show_end
-from .runtimes import RUNTIMES, Runtime
 from .screen import DIM, ODD, Screen
 
 HELP: Final = """\
@@ -55,6 +56,38 @@ class ChatOptions:
     """Whether to show what is merely of interest."""
     message: str | None
     """The one message; None asks for messages."""
+    url: str | None = None
+    """The host that answers; empty means the environment's or the usual one, and None runs the
+    agent in this process."""
+
+
+class Answer(Stoppable, Protocol):
+    """One answer as it comes."""
+
+    @property
+    def receipt(self) -> Receipt | None:
+        """What was stopped, if the answer was, and has ended."""
+        ...
+
+    async def next_entry(self) -> JournalEntry:
+        """Return the next event, up to the terminal one.
+
+        Raises:
+            CursorExpired: If events are no longer kept; the next call goes on after them.
+        """
+        ...
+
+
+class Partner(Protocol):
+    """Who answers: a session in this process, or one on a host."""
+
+    def introduction(self) -> str:
+        """Return who it is, where it works and what it may do."""
+        ...
+
+    def ask(self, message: str) -> AbstractAsyncContextManager[Answer]:
+        """Ask, and hold the answer."""
+        ...
 
 
 def run_chat(options: ChatOptions) -> int:
@@ -88,30 +121,34 @@ async def _open(options: ChatOptions, ports: Ports, screen: Screen, interrupts: 
         message = await keyboard.read_all()
     if message is not None and not message.strip():
         raise UsageError("the message is blank; write it after the options, or pipe it in")
-    runtime = await RUNTIMES[options.runtime](ports, options.model, options.grants)
-    async with open_session(
-        runtime.adapter,
-        workspace=options.workspace,
-        session_id=options.session_id,
-        payload=runtime.payload,
-        ports=ports,
-    ) as session:
-        dialogue = Dialogue(options, session, screen, keyboard, interrupts)
+    async with _open_partner(options, ports) as partner:
+        dialogue = Dialogue(options, partner, screen, keyboard, interrupts)
         if message is not None:
             if options.is_verbose:
-                await dialogue.introduce(runtime)
+                await dialogue.introduce()
             return await dialogue.ask_once(message)
-        return await dialogue.ask_on(runtime)
+        return await dialogue.ask_on()
+
+
+def _open_partner(options: ChatOptions, ports: Ports) -> AbstractAsyncContextManager[Partner]:
+    # Imported here: only one of the two is needed, and each takes its time.
+    if options.url is None:
+        from .local import open_local_partner
+
+        return open_local_partner(options, ports)
+    from .remote import open_remote_partner
+
+    return open_remote_partner(options, ports)
 
 
 @final
 @attrs.frozen
 class Dialogue:
-    """One open session and the person in front of it."""
+    """Somebody who answers, and the person in front of it."""
 
     options: ChatOptions
     """What they asked for."""
-    session: Session
+    partner: Partner
     """Who answers."""
     screen: Screen
     """What they see."""
@@ -131,9 +168,9 @@ class Dialogue:
             case _:
                 return exits.FAILED
 
-    async def ask_on(self, runtime: Runtime) -> int:
+    async def ask_on(self) -> int:
         """Ask what the user types, until they leave."""
-        await self.introduce(runtime)
+        await self.introduce()
         await self.screen.note(
             "/help says more, Ctrl-D leaves; --session with the id above continues later", DIM
         )
@@ -164,25 +201,18 @@ class Dialogue:
                 await self._ask(line, is_interactive=True)
         return exits.COMPLETED
 
-    async def introduce(self, runtime: Runtime) -> None:
+    async def introduce(self) -> None:
         """Say who is talking, where, and what the agent may do."""
-        options, session = self.options, self.session
-        grants = ", ".join(options.grants) or "none"
-        await self.screen.note(
-            f"{options.runtime} with {runtime.model} in {session.workspace}, "
-            f"session {session.id}, grants: {grants}",
-            DIM,
-        )
+        await self.screen.note(self.partner.introduction(), DIM)
 
     async def _ask(self, message: str, *, is_interactive: bool) -> TerminalEvent:
-        after = self.session.statistics().next_seq - 1
-        async with self.session.run(message) as run:
+        async with self.partner.ask(message) as answer:
             with self.interrupts.during(
-                run, is_interactive=is_interactive, on_key=self.screen.key_was_shown
+                answer, is_interactive=is_interactive, on_key=self.screen.key_was_shown
             ):
-                terminal = await self._show(run, after)
+                terminal = await self._show(answer)
                 await show_end(
-                    self.screen, terminal, run.receipt, is_verbose=self.options.is_verbose
+                    self.screen, terminal, answer.receipt, is_verbose=self.options.is_verbose
                 )
         return terminal
 
@@ -191,20 +221,19 @@ class Dialogue:
             return JsonView(self.screen)
         return TextView(self.screen, is_verbose=self.options.is_verbose)
 
-    async def _show(self, run: Run, after: int) -> TerminalEvent:
-        """Show the events of *run* up to its terminal one, and return that."""
+    async def _show(self, answer: Answer) -> TerminalEvent:
+        """Show the events of an answer up to its terminal one, and return that."""
         view = self._make_view()
         while True:
             try:
-                async for entry in self.session.cursor(after=after):
-                    await view.show(entry)
-                    if isinstance(entry.event, ExecutionComplete | ExecutionError):
-                        return entry.event
-                raise AssertionError("the session closed while its block was open")
+                entry = await answer.next_entry()
             except CursorExpired as exc:
                 await self.screen.note(
                     f"events {exc.after + 1} to {exc.oldest - 1} are not shown: "
                     "what reads this output was too slow",
                     ODD,
                 )
-                after = exc.oldest - 1
+                continue
+            await view.show(entry)
+            if isinstance(entry.event, ExecutionComplete | ExecutionError):
+                return entry.event

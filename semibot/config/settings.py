@@ -67,7 +67,7 @@ class HostSettings:
     """Lifetime of a VM token, in seconds."""
     environment: Mapping[str, str] = attrs.field(factory=dict[str, str], repr=False)
     """What VMs may inherit a few allowed variables from."""
-    deadlines: Deadlines = Deadlines()
+    deadlines: Deadlines = attrs.field(factory=Deadlines)
     """The bounds."""
 
 
@@ -91,5 +91,5 @@ class VmSettings:
     """Tools that agents may use without asking."""
     model: str | None = None
     """Model, if an agent names none."""
-    deadlines: Deadlines = Deadlines()
+    deadlines: Deadlines = attrs.field(factory=Deadlines)
     """The bounds."""

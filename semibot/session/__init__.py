@@ -8,6 +8,9 @@ from .conductor import BusyPolicy as BusyPolicy
 from .journal import Cursor as Cursor
 from .journal import JournalEntry as JournalEntry
 from .journal import RunEvents as RunEvents
+from .manager import ManagerStatistics as ManagerStatistics
+from .manager import SessionManager as SessionManager
+from .manager import open_session_manager as open_session_manager
 from .opening import open_session as open_session
 from .run import ActiveRun as ActiveRun
 from .run import Closed as Closed
@@ -27,9 +30,12 @@ __all__ = [
     "Cursor",
     "Emitted",
     "JournalEntry",
+    "ManagerStatistics",
     "Run",
     "RunEvents",
     "Session",
+    "SessionManager",
     "SessionStatistics",
     "open_session",
+    "open_session_manager",
 ]

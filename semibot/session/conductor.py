@@ -74,6 +74,11 @@ class Conductor:
         return self._current
 
     @property
+    def is_closing(self) -> bool:
+        """Whether nothing is admitted any more."""
+        return self._is_closing
+
+    @property
     def waiting(self) -> int:
         """How many runs wait for their turn."""
         return len(self._waiting)

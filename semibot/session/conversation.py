@@ -53,7 +53,13 @@ class Conversation:
                 self._snapshot = newest.adapter
             else:
                 log.warning("another adapter's state is left out", kind=newest.adapter_kind)
+        self._newest = newest
         self._running: Checkpoint | None = None
+
+    @property
+    def newest(self) -> Checkpoint | None:
+        """What is on disk, or None if nothing is yet."""
+        return self._newest
 
     @property
     def history(self) -> tuple[Message, ...]:
@@ -153,4 +159,5 @@ class Conversation:
             is_abandoned.set()
         self._history = history
         self._memory_bytes = kept.memory_bytes
+        self._newest = kept
         return kept

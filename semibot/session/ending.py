@@ -9,11 +9,11 @@ import attrs
 from semibot.errors import AdapterError, LocalProtocolError, SemibotError
 from semibot.wire.codec import scrub
 from semibot.wire.events import (
-    FINAL_RESPONSE_LIMIT,
     ExecutionComplete,
     ExecutionError,
     TerminalEvent,
     Usage,
+    cut_response,
 )
 from semibot.wire.receipts import Outcome
 
@@ -87,10 +87,10 @@ def decide_ending(
         return "failed", ExecutionError(
             run_id=run_id,
             code=scrub(said.code),
-            error=scrub(said.error),
+            error=cut_response(said.error)[0],
             retryable=said.is_retryable,
         )
-    answer, was_cut = _cut(text if said.final_response is None else said.final_response)
+    answer, was_cut = cut_response(text if said.final_response is None else said.final_response)
     return "completed", ExecutionComplete(
         run_id=run_id,
         final_response=answer,
@@ -103,7 +103,7 @@ def decide_ending(
 def _stopped(run_id: str, stop: Stop, text: str, usage: Usage) -> TerminalEvent:
     match stop.outcome:
         case "cancelled":
-            partial, was_cut = _cut(text)
+            partial, was_cut = cut_response(text)
             return ExecutionComplete(
                 run_id=run_id,
                 cancelled=True,
@@ -159,11 +159,3 @@ def type_names(error: BaseException) -> str:
 
 def _scrub_or_none(text: str | None) -> str | None:
     return None if text is None else scrub(text)
-
-
-def _cut(text: str) -> tuple[str, bool]:
-    text = scrub(text)
-    encoded = text.encode()
-    if len(encoded) <= FINAL_RESPONSE_LIMIT:
-        return text, False
-    return encoded[:FINAL_RESPONSE_LIMIT].decode(errors="ignore"), True

@@ -17,8 +17,9 @@ Callers and adapters do not see this object but its two faces in ``run.py``.
 from __future__ import annotations
 
 import contextvars
+import math
 from collections.abc import Awaitable, Callable
-from typing import Final, final
+from typing import Final, Protocol, final
 
 import attrs
 import trio
@@ -27,7 +28,7 @@ from semibot.errors import AdapterError, SemibotError
 from semibot.logs import get_logger
 from semibot.tools.ledger import Activity, Ledger
 from semibot.wire.chat import Message
-from semibot.wire.codec import JsonObject, scrub
+from semibot.wire.codec import JsonObject, dump_json, scrub
 from semibot.wire.events import ProgressEvent, RunStarted, TerminalEvent, TextChunk, Usage
 from semibot.wire.receipts import Outcome, Receipt
 
@@ -38,6 +39,22 @@ log: Final = get_logger(__name__)
 
 MAX_TEXT: Final = 8 * 1024 * 1024
 """Most characters that one run may say; all of them are kept, for the conversation."""
+
+
+class RunObserver(Protocol):
+    """Who is told, without delay, what becomes of a run; never waits and never raises."""
+
+    def run_begun(self, run: Execution) -> None:
+        """``run_started`` is in the journal, and nothing behind it."""
+        ...
+
+    def run_ended(self, run: Execution) -> None:
+        """The terminal event is in the journal, and nothing behind it."""
+        ...
+
+
+_LONGEST_ESCAPE: Final = 6
+"""Most bytes that JSON makes of one character of text."""
 
 _current: contextvars.ContextVar[Execution] = contextvars.ContextVar("semibot_run")
 
@@ -61,10 +78,14 @@ class Execution:
     """Trio's clock when the caller's budget is spent."""
     journal: Journal = attrs.field(repr=False)
     """Where its events go."""
+    observer: RunObserver | None = attrs.field(default=None, repr=False)
+    """Who is told what becomes of it."""
     ledger: Ledger = attrs.field(factory=Ledger, init=False, repr=False)
     """What it has under way."""
     usage: Usage = attrs.field(factory=Usage, init=False, repr=False)
     """Tokens spent."""
+    model: str | None = attrs.field(default=None, init=False)
+    """What they were spent on, if the adapter has said so."""
     has_turn: bool = attrs.field(default=False, init=False)
     """Whether no earlier run stands before it."""
     first_seq: int = attrs.field(default=0, init=False)
@@ -178,10 +199,16 @@ class Execution:
         """Append ``run_started``; from here on the run has events."""
         entry = self.journal.append(
             self.id,
-            RunStarted(run_id=self.id, message_id=self.message_id, message=self.message),
+            RunStarted(
+                run_id=self.id,
+                message_id=self.message_id,
+                message=_as_much_as_fits(self.message, self.journal.event_limit),
+            ),
         )
         self.first_seq = entry.seq
         self._begun.set()
+        if self.observer is not None:
+            self.observer.run_begun(self)
 
     def start(self, run_limit: float) -> None:
         """Let the run's time begin, just before :meth:`drive`.
@@ -245,7 +272,7 @@ class Execution:
             LocalProtocolError: If JSON cannot say it.
         """
         if not isinstance(event, TextChunk):
-            return self.journal.append(self.id, event).seq
+            return self.journal.append(self.id, event, limit=self.journal.event_limit).seq
         if self._text_length + len(event.content) > MAX_TEXT:
             raise AdapterError(
                 f"the answer is longer than {MAX_TEXT} characters", code="ANSWER_TOO_LONG"
@@ -281,6 +308,8 @@ class Execution:
         if self._stop is not None:
             self.receipt = self._make_receipt(self._stop, outcome)
         self._ended.set()
+        if self.observer is not None:
+            self.observer.run_ended(self)
         return outcome
 
     def end_abruptly(self, reason: str) -> None:
@@ -322,3 +351,11 @@ class Execution:
             usage=self.usage,
             seconds=round(trio.current_time() - stop.at, 3),
         )
+
+
+def _as_much_as_fits(message: str, limit: float) -> str:
+    """Cut a question that is too long for an event; whoever asked knows all of it."""
+    room = limit - 1024  # for the other fields
+    if math.isinf(limit) or len(dump_json(message).encode()) < room:
+        return message
+    return message[: int(room) // _LONGEST_ESCAPE]

@@ -5,10 +5,14 @@ readers; a reader is a cursor, a position without a buffer, so a slow one holds 
 up. In process the journal keeps the running and the last ended run, at most
 :data:`MAX_BYTES`; beyond that the oldest events go, and a cursor that was left behind
 raises :exc:`~semibot.errors.CursorExpired` (protocol section 5, "Without a host").
+
+With a host every event also goes into the session's lane, where the channel keeps it until
+the host has acknowledged it.
 """
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Awaitable, Callable
 from typing import Final, Self, final
@@ -16,8 +20,10 @@ from typing import Final, Self, final
 import attrs
 import trio
 
-from semibot.errors import CursorExpired
+from semibot.errors import CursorExpired, LocalProtocolError
 from semibot.wire.events import ExecutionComplete, ExecutionError, SessionEvent, encode_event
+from semibot.wire.frames import MAX_EVENT_BYTES
+from semibot.wire.plane import Lane
 
 MAX_BYTES: Final = 16 * 1024 * 1024
 """Most bytes of encoded events that are kept."""
@@ -64,6 +70,25 @@ class Journal:
         self._bytes = 0
         self._is_closed = False
         self._readers = trio.lowlevel.ParkingLot()
+        self._lane: Lane | None = None
+
+    def lead_into(self, lane: Lane | None) -> None:
+        """Put every event from here on into *lane* too; None ends that.
+
+        Args:
+            lane: A lane whose next number is :attr:`next_seq`.
+        """
+        self._lane = lane
+
+    @property
+    def event_limit(self) -> float:
+        """Largest event that may be appended, in bytes; infinite without a lane."""
+        return math.inf if self._lane is None else MAX_EVENT_BYTES
+
+    async def wait_room(self) -> None:
+        """Wait until the lane takes more, if there is one; else it is no checkpoint."""
+        if self._lane is not None:
+            await self._lane.wait_room()
 
     @property
     def term(self) -> int:
@@ -80,24 +105,27 @@ class Journal:
         """Bytes of encoded events that are kept now."""
         return self._bytes
 
-    def append(self, run_id: str, event: SessionEvent) -> JournalEntry:
+    def append(self, run_id: str, event: SessionEvent, *, limit: float = math.inf) -> JournalEntry:
         """Number *event*, keep it and wake the readers; never waits.
 
         Args:
             run_id: The run that says it.
             event: What it says.
+            limit: Most bytes that it may have, encoded.
 
         Raises:
-            LocalProtocolError: If JSON cannot say it; nothing is appended.
+            LocalProtocolError: If JSON cannot say it, or it is too large; nothing is
+                appended.
         """
         data = encode_event(event)
+        size = len(data.encode())
+        if size > limit:
+            raise LocalProtocolError(
+                f"an event of {size} bytes is too large for a host, which takes {limit:.0f}; "
+                "write a file instead"
+            )
         entry = JournalEntry(
-            term=self._term,
-            seq=self._next_seq,
-            run_id=run_id,
-            event=event,
-            data=data,
-            size=len(data.encode()),
+            term=self._term, seq=self._next_seq, run_id=run_id, event=event, data=data, size=size
         )
         self._next_seq += 1
         self._entries.append(entry)
@@ -105,6 +133,8 @@ class Journal:
         while self._bytes > self._max_bytes and len(self._entries) > 1:
             self._drop_oldest()
         self._readers.unpark_all()
+        if self._lane is not None:
+            self._lane.put_event(entry.seq, run_id, data)
         return entry
 
     def forget_before(self, seq: int) -> None:

@@ -22,11 +22,12 @@ from semibot.tools.paths import ConfinedDirectory
 from semibot.wire.codec import JsonObject, dump_json, unstructure
 from semibot.workspace.local_plane import LocalControlPlane
 from semibot.workspace.skills import Skill, read_skills, usable_skills
-from semibot.workspace.state import STATE_DIRECTORY, SessionState, open_state
+from semibot.workspace.state import STATE_DIRECTORY, SessionState, StateOrigin, open_state
 
 from .adapter import AdapterContext, AdapterFactory, ControlPlane
 from .conductor import Conductor
 from .conversation import Conversation
+from .core import SessionCore
 from .hosting import AdapterHost
 from .journal import Journal
 from .session import Session
@@ -78,27 +79,82 @@ async def open_session(
         AdapterError: If the adapter failed outside a run; the body is then cancelled.
         DeadlineExceeded: ``session.adapter_start``; ``session.save`` if the disk hangs.
     """
-    ports = ports or live_ports()
-    bounds = deadlines or Deadlines()
+    place = SessionPlace(workspace=None if workspace is None else Path(workspace))
+    async with open_core(
+        adapter,
+        place,
+        session_id=session_id,
+        payload=payload,
+        control_plane=control_plane,
+        record=record,
+        deadlines=deadlines or Deadlines(),
+        ports=ports or live_ports(),
+    ) as core:
+        yield Session(core)
+
+
+@attrs.frozen(kw_only=True)
+class SessionPlace:
+    """Where a session is kept, and what it begins with."""
+
+    workspace: Path | None
+    """The directory that the agent works in; None means a temporary one."""
+    state_dir: Path | None = None
+    """Where its own directory is kept; None means the workspace."""
+    origin: StateOrigin | None = None
+    """What a host says that it begins with; None continues from what is on disk."""
+    journal: Journal | None = None
+    """Where its events go; None makes a journal that continues the numbers on disk."""
+    report: Callable[[Decision | CallEnded], None] | None = None
+    """Told of what is in ``audit.jsonl``; never waits."""
+
+
+@asynccontextmanager
+async def open_core(
+    adapter: AdapterFactory,
+    place: SessionPlace,
+    *,
+    session_id: str | None,
+    payload: JsonObject | None,
+    control_plane: ControlPlane | None,
+    record: Recorder | None,
+    deadlines: Deadlines,
+    ports: Ports,
+) -> AsyncGenerator[SessionCore]:
+    """Open the parts of a session; see :func:`open_session`.
+
+    Args:
+        adapter: Makes the adapter's scope.
+        place: Where it is kept.
+        session_id: The session; None makes a new id.
+        payload: What started the session.
+        control_plane: Who answers the adapter's requests; None means the session itself.
+        record: Where the gate's decisions go; None means ``audit.jsonl``.
+        deadlines: The bounds.
+        ports: The seams.
+
+    Yields:
+        The parts. On exit they are closed within ``stop_bound``; a journal that was
+        given stays open.
+    """
     async with AsyncExitStack() as stack:
-        root = await stack.enter_async_context(_open_workspace(workspace, ports, bounds))
+        root = await stack.enter_async_context(_open_workspace(place.workspace, ports, deadlines))
         state = await stack.enter_async_context(
-            _open_directory(root, session_id or ports.ids.new_id(), ports, bounds)
+            _open_directory(root, session_id or ports.ids.new_id(), place, ports, deadlines)
         )
         watchdog = await stack.enter_async_context(open_watchdog(ports))
         services = await stack.enter_async_context(open_services())
-        skills = await _find_skills(root, ports, bounds)
-        keeper = _Keeper(state, root, ports, bounds)
-        kind = _kind_of(adapter)
-        journal = Journal(term=state.term, next_seq=state.next_seq)
-        conversation = Conversation(state, ports, bounds, adapter_kind=kind)
-        host = AdapterHost(bounds)
+        skills = await _find_skills(root, ports, deadlines)
+        keeper = _Keeper(state, root, ports, deadlines, place.report)
+        journal = place.journal or Journal(term=state.term, next_seq=state.next_seq)
+        conversation = Conversation(state, ports, deadlines, adapter_kind=_kind_of(adapter))
+        host = AdapterHost(deadlines)
         conductor = Conductor(
             session_id=state.session_id,
             journal=journal,
             conversation=conversation,
             host=host,
-            deadlines=bounds,
+            deadlines=deadlines,
         )
 
         def make_context(nursery: trio.Nursery) -> AdapterContext:
@@ -106,11 +162,11 @@ async def open_session(
                 session_id=state.session_id,
                 workspace=root,
                 files=ConfinedDirectory(
-                    root, reserved=(STATE_DIRECTORY,), readable=(keeper.readable,)
+                    root, reserved=_reserved(root, place.state_dir), readable=(keeper.readable,)
                 ),
                 nursery=nursery,
                 ports=ports,
-                deadlines=bounds,
+                deadlines=deadlines,
                 payload=payload or {},
                 snapshot=conversation.snapshot,
                 skills=skills,
@@ -126,22 +182,30 @@ async def open_session(
         )
         await host.wait_entered()
         try:
-            yield Session(
-                session_id=state.session_id,
+            yield SessionCore(
                 workspace=root,
+                state=state,
                 journal=journal,
                 conversation=conversation,
                 conductor=conductor,
                 host=host,
                 ports=ports,
-                deadlines=bounds,
+                deadlines=deadlines,
                 watchdog=watchdog,
             )
         finally:
-            with grace("stop_bound", bounds.stop_bound):
+            with grace("stop_bound", deadlines.stop_bound):
                 await conductor.drain("the session was closed")
                 await host.leave()
+            if place.journal is None:
                 journal.close()
+
+
+def _reserved(root: Path, state_dir: Path | None) -> tuple[str, ...]:
+    """Return the names at the top of the workspace that tools may not touch."""
+    if state_dir is None or not state_dir.is_relative_to(root):
+        return (STATE_DIRECTORY,)
+    return (STATE_DIRECTORY, *state_dir.relative_to(root).parts[:1])
 
 
 def _kind_of(adapter: AdapterFactory) -> str:
@@ -151,20 +215,25 @@ def _kind_of(adapter: AdapterFactory) -> str:
 
 @asynccontextmanager
 async def _open_workspace(
-    workspace: str | Path | None, ports: Ports, bounds: Deadlines
+    workspace: Path | None, ports: Ports, bounds: Deadlines
 ) -> AsyncGenerator[Path]:
     if workspace is not None:
-        yield await _on_disk(ports, bounds, _existing_directory, Path(workspace))
+        yield await on_disk(ports, bounds, existing_directory, workspace)
         return
-    directory = await _on_disk(ports, bounds, _temporary_directory)
+    directory = await on_disk(ports, bounds, _temporary_directory)
     try:
         yield Path(directory.name)
     finally:
         with grace("session.save", bounds.session_save):
-            await _on_disk(ports, bounds, directory.cleanup)
+            await on_disk(ports, bounds, directory.cleanup)
 
 
-def _existing_directory(path: Path) -> Path:
+def existing_directory(path: Path) -> Path:
+    """Return where a directory really is.
+
+    Raises:
+        WorkspaceUnusable: If there is none.
+    """
     try:
         root = path.resolve(strict=True)
     except OSError as exc:
@@ -181,25 +250,29 @@ def _temporary_directory() -> tempfile.TemporaryDirectory[str]:
 
 @asynccontextmanager
 async def _open_directory(
-    root: Path, session_id: str, ports: Ports, bounds: Deadlines
+    root: Path, session_id: str, place: SessionPlace, ports: Ports, bounds: Deadlines
 ) -> AsyncGenerator[SessionState]:
-    manager = open_state(root, session_id)
-    state = await _on_disk(ports, bounds, manager.__enter__)
+    manager = open_state(root, session_id, state_dir=place.state_dir, origin=place.origin)
+    state = await on_disk(ports, bounds, manager.__enter__)
     try:
         yield state
     finally:
         with grace("session.save", bounds.session_save):
-            await _on_disk(ports, bounds, manager.__exit__, None, None, None)
+            await on_disk(ports, bounds, manager.__exit__, None, None, None)
 
 
-async def _on_disk(ports: Ports, bounds: Deadlines, fn: Callable[[*Ts], T], *args: *Ts) -> T:
-    """Run a blocking function; a disk that hangs holds nobody up for longer than a save."""
+async def on_disk(ports: Ports, bounds: Deadlines, fn: Callable[[*Ts], T], *args: *Ts) -> T:
+    """Run a blocking function; a disk that hangs holds nobody up for longer than a save.
+
+    Raises:
+        DeadlineExceeded: ``session.save``.
+    """
     with deadline("session.save", bounds.session_save):
         return await ports.threads.run_sync(fn, *args, limiter="files", abandon_on_cancel=True)
 
 
 async def _find_skills(root: Path, ports: Ports, bounds: Deadlines) -> tuple[Skill, ...]:
-    found = await _on_disk(ports, bounds, read_skills, root / STATE_DIRECTORY / "skills")
+    found = await on_disk(ports, bounds, read_skills, root / STATE_DIRECTORY / "skills")
     return usable_skills(found, environment=ports.environment)
 
 
@@ -212,11 +285,12 @@ class _Keeper:
     root: Path
     ports: Ports
     bounds: Deadlines
+    report: Callable[[Decision | CallEnded], None] | None
 
     @property
     def readable(self) -> str:
         """The one part of the session's directory that tools may read."""
-        return str((self.state.directory / "results").relative_to(self.root))
+        return str(self.state.results.relative_to(self.root))
 
     async def record(self, entry: Decision | CallEnded) -> None:
         """Append a decision, or the end of a call, to the audit file."""
@@ -224,9 +298,11 @@ class _Keeper:
         fields = cast("JsonObject", unstructure(entry))
         now = self.ports.wall_clock.now().isoformat(timespec="milliseconds")
         line = dump_json({"time": now, "kind": kind, **fields})
-        await _on_disk(self.ports, self.bounds, self.state.audit, line)
+        await on_disk(self.ports, self.bounds, self.state.audit, line)
+        if self.report is not None:
+            self.report(entry)
 
     async def keep_result(self, call_id: str, text: str) -> str:
         """Store a large result and return its path below the workspace."""
-        path = await _on_disk(self.ports, self.bounds, self.state.keep_result, call_id, text)
+        path = await on_disk(self.ports, self.bounds, self.state.keep_result, call_id, text)
         return str(path.relative_to(self.root))

@@ -195,6 +195,8 @@ class ActiveRun:
     async def emit(self, event: ProgressEvent) -> Emitted | Closed:
         """Say *event*. Does not wait in process; it is no checkpoint there.
 
+        On a VM it waits while the host has too much to catch up with (protocol section 5).
+
         Args:
             event: Anything but ``run_started`` and the terminal events. A long text
                 chunk is cut into several of at most :data:`MAX_CHUNK` characters.
@@ -204,7 +206,8 @@ class ActiveRun:
 
         Raises:
             UsageError: For an event that only the session may say.
-            LocalProtocolError: If it holds something that JSON cannot say.
+            LocalProtocolError: If it holds something that JSON cannot say, or more than
+                a host takes.
         """
         execution = self._execution
         if not isinstance(event, PROGRESS_TYPES):
@@ -212,13 +215,20 @@ class ActiveRun:
                 f"an adapter does not emit {type(event).__name__}; "
                 "end the run with run.complete() or run.fail()"
             )
-        if execution.terminal_seq is not None:
-            return Closed(execution.terminal_seq)
-        if not isinstance(event, TextChunk) or len(event.content) <= MAX_CHUNK:
-            return Emitted(execution.emit(event))
+        pieces: tuple[ProgressEvent, ...] = (event,)
+        if isinstance(event, TextChunk) and len(event.content) > MAX_CHUNK:
+            text = event.content
+            pieces = tuple(
+                TextChunk(content=text[start : start + MAX_CHUNK])
+                for start in range(0, len(text), MAX_CHUNK)
+            )
         seq = 0
-        for start in range(0, len(event.content), MAX_CHUNK):
-            seq = execution.emit(TextChunk(content=event.content[start : start + MAX_CHUNK]))
+        for piece in pieces:
+            if execution.terminal_seq is None:
+                await execution.journal.wait_room()
+            if execution.terminal_seq is not None:  # before the wait, or during it
+                return Closed(execution.terminal_seq)
+            seq = execution.emit(piece)
         return Emitted(seq)
 
     async def complete(
@@ -263,9 +273,17 @@ class ActiveRun:
             check_json(unstructure(message), MAX_DEPTH)
         self._remembered.extend(messages)
 
-    def spend(self, usage: Usage) -> None:
-        """Add tokens to what the run has spent."""
+    def spend(self, usage: Usage, *, model: str | None = None) -> None:
+        """Add tokens to what the run has spent.
+
+        Args:
+            usage: The tokens.
+            model: What they were spent on, if this program is to report them to the host;
+                None if somebody else does, or nobody need know.
+        """
         self._execution.usage += usage
+        if model is not None:
+            self._execution.model = model
 
 
 def _require_text(value: object) -> None:

@@ -19,20 +19,16 @@ from typing import final
 import attrs
 import trio
 
-from semibot.config import Deadlines
-from semibot.errors import LocalProtocolError, UsageError
+from semibot.errors import UsageError
 from semibot.lifetimes import grace
-from semibot.observe.watchdog import LoopBlock, Watchdog
-from semibot.ports import Ports
+from semibot.observe.watchdog import LoopBlock
 from semibot.wire.chat import Message
-from semibot.wire.codec import MAX_DEPTH, JsonObject, check_json, unstructure
+from semibot.wire.codec import JsonObject
 from semibot.wire.receipts import Outcome, Receipt
 
-from .conductor import BusyPolicy, Conductor
-from .conversation import Conversation
-from .execution import Execution
-from .hosting import AdapterHost
-from .journal import Cursor, Journal
+from .conductor import BusyPolicy
+from .core import SessionCore
+from .journal import Cursor
 from .run import Run
 
 
@@ -66,43 +62,23 @@ class SessionStatistics:
 class Session:
     """An open session. Made only by :func:`~semibot.session.open_session`."""
 
-    def __init__(
-        self,
-        *,
-        session_id: str,
-        workspace: Path,
-        journal: Journal,
-        conversation: Conversation,
-        conductor: Conductor,
-        host: AdapterHost,
-        ports: Ports,
-        deadlines: Deadlines,
-        watchdog: Watchdog,
-    ) -> None:
-        self._id = session_id
-        self._workspace = workspace
-        self._journal = journal
-        self._conversation = conversation
-        self._conductor = conductor
-        self._host = host
-        self._ports = ports
-        self._deadlines = deadlines
-        self._watchdog = watchdog
+    def __init__(self, core: SessionCore) -> None:
+        self._core = core
 
     @property
     def id(self) -> str:
         """Identifier of the session."""
-        return self._id
+        return self._core.state.session_id
 
     @property
     def workspace(self) -> Path:
         """The directory that the agent works in."""
-        return self._workspace
+        return self._core.workspace
 
     @property
     def history(self) -> tuple[Message, ...]:
         """The conversation so far, as it is saved."""
-        return self._conversation.history
+        return self._core.conversation.history
 
     @property
     def last_run(self) -> Run:
@@ -111,25 +87,25 @@ class Session:
         Raises:
             UsageError: If none has ended yet.
         """
-        last = self._conductor.last
+        last = self._core.conductor.last
         if last is None:
             raise UsageError("no run of this session has ended yet")
         return Run(last)
 
     def statistics(self) -> SessionStatistics:
         """Return a snapshot of what the session is doing."""
-        current = self._conductor.current
+        current = self._core.conductor.current
         return SessionStatistics(
-            session_id=self._id,
-            term=self._journal.term,
-            next_seq=self._journal.next_seq,
+            session_id=self.id,
+            term=self._core.journal.term,
+            next_seq=self._core.journal.next_seq,
             current_run_id=None if current is None else current.id,
-            waiting=self._conductor.waiting,
-            ended=self._conductor.outcomes,
+            waiting=self._core.conductor.waiting,
+            ended=self._core.conductor.outcomes,
             under_way=0 if current is None else len(current.ledger.under_way()),
-            journal_bytes=self._journal.kept_bytes,
-            threads_in_use=self._ports.threads.in_use(),
-            worst_block=self._watchdog.worst_block,
+            journal_bytes=self._core.journal.kept_bytes,
+            threads_in_use=self._core.ports.threads.in_use(),
+            worst_block=self._core.watchdog.worst_block,
         )
 
     def cursor(self, *, after: int | None = None) -> Cursor:
@@ -138,7 +114,7 @@ class Session:
         Args:
             after: Sequence number that the reader has; None starts with the next event.
         """
-        return self._journal.cursor(after=after)
+        return self._core.journal.cursor(after=after)
 
     @asynccontextmanager
     async def run(
@@ -177,24 +153,9 @@ class Session:
                 text that is not Unicode.
             trio.ClosedResourceError: If the session is closing.
         """
-        if not message.strip():
-            raise UsageError("the message is blank")
-        if math.isnan(budget):
-            raise UsageError("the budget is not a number of seconds")
-        try:
-            check_json([message, metadata or {}, unstructure(history or ())], MAX_DEPTH)
-        except LocalProtocolError as exc:
-            raise UsageError(f"the message cannot be kept: {exc}") from None
-        execution = Execution(
-            id=self._ports.ids.new_id(),
-            message=message,
-            message_id=self._ports.ids.new_id(),
-            metadata=metadata or {},
-            given_history=history,
-            expires_at=trio.current_time() + budget,
-            journal=self._journal,
-        )
-        self._conductor.admit(execution, on_busy)
+        core = self._core
+        execution = core.make_run(message, metadata=metadata, history=history, budget=budget)
+        core.conductor.admit(execution, on_busy)
         try:
             yield Run(execution)
         except trio.Cancelled:
@@ -203,7 +164,7 @@ class Session:
         finally:
             execution.request_stop("cancelled", "its block was left")
             if execution.has_turn and not execution.has_ended:
-                with grace("leave_bound", self._deadlines.leave_bound):
+                with grace("leave_bound", self._core.deadlines.leave_bound):
                     await execution.wait_ended()
 
     async def cancel(
@@ -216,9 +177,9 @@ class Session:
             run_id: Which run; None means the oldest that has not ended. An idle session
                 and an unknown run are answered with ``already``.
         """
-        run = self._conductor.find(run_id)
+        run = self._core.conductor.find(run_id)
         if run is None:
-            return self._conductor.receipt_of(run_id)
+            return self._core.conductor.receipt_of(run_id)
         return await Run(run).cancel(reason)
 
     def update_config(self, patch: JsonObject) -> None:
@@ -228,4 +189,4 @@ class Session:
             patch: The fields that change. If the adapter refuses them, the next run
                 fails and says why.
         """
-        self._host.configure(patch)
+        self._core.host.configure(patch)

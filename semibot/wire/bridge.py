@@ -9,8 +9,6 @@ nobody else has to know.
 
 from __future__ import annotations
 
-import math
-import re
 import typing
 from typing import ClassVar, Final, TypeAlias, final
 
@@ -21,6 +19,7 @@ from semibot.errors import LocalProtocolError, RemoteProtocolError
 from .codec import JsonObject, JsonValue, load_json, structure, unstructure
 from .events import PROGRESS_TYPES, ProgressEvent, Usage, decode_event
 from .jsonl import MAX_LINE_BYTES, encode_line
+from .level1 import OldEvents, as_object, legible_terminal, unwrapped
 
 START_KEYS: Final = (
     "runtime_type",
@@ -39,12 +38,6 @@ EXECUTION_ERROR: Final = "OPENCLAW_EXECUTION_ERROR"
 
 PROTOCOL_ERROR: Final = "OPENCLAW_BRIDGE_PROTOCOL"
 """Code of a run whose bridge broke the protocol."""
-
-MAX_ERROR_LENGTH: Final = 4000
-"""Most characters of a bridge's own error text that are passed on."""
-
-MAX_OPEN_CALLS: Final = 256
-"""Most tool calls without a result that a decoder remembers; the oldest go first."""
 
 # --- to the bridge --------------------------------------------------------------------
 
@@ -255,14 +248,6 @@ _FRAMES: Final[dict[str, type[Ready | CpRequest | CpFireAndForget | SnapshotResp
     "cp_fire_and_forget": CpFireAndForget,
     "snapshot_response": SnapshotResponse,
 }
-_CODE: Final = re.compile(r"[A-Z][A-Z0-9_]{0,63}")
-
-
-@attrs.frozen
-class _OpenCall:
-    id: str
-    tool_name: str
-    began_at: float
 
 
 @final
@@ -270,8 +255,7 @@ class BridgeDecoder:
     """Reads the lines of one bridge child; does no I/O and knows no clock."""
 
     def __init__(self) -> None:
-        self._calls: list[_OpenCall] = []
-        self._count = 0
+        self._old = OldEvents("bridge")
 
     def decode(self, line: bytes, now: float) -> FromBridge:
         """Return what a line says.
@@ -286,112 +270,33 @@ class BridgeDecoder:
                 end of a run is an end all the same: it comes out as a
                 :class:`BridgeError` with the code :data:`PROTOCOL_ERROR`.
         """
-        raw = _object(load_json(line), "$")
+        raw = as_object(load_json(line), "$")
         tag = raw.get("type")
         kind = _FRAMES.get(tag) if isinstance(tag, str) else None
         return self._event(raw, now) if kind is None else structure(raw, kind)
 
     def _event(self, raw: JsonObject, now: float) -> FromBridge:
         run_id = raw.get("run_id")
-        match raw.get("type"):
-            case "sse_event":
-                data = raw.get("data")
-                raw = _object(load_json(data) if isinstance(data, str) else data, "$.data")
-            case "runtime_event":
-                event = _object(raw.get("event"), "$.event")
-                raw = {**_object(event.get("data"), "$.event.data"), "type": event.get("event")}
-            case _:
-                pass
+        raw = unwrapped(raw)
         run_id = raw.get("run_id", run_id)
         known_run_id = run_id if isinstance(run_id, str) else None
         match raw.get("type"):
             case "execution_complete":
-                self._calls.clear()
+                self._old.forget_calls()
                 return _terminal({**raw, "run_id": known_run_id}, BridgeComplete)
             case "execution_error":
-                self._calls.clear()
+                self._old.forget_calls()
                 return _terminal({**raw, "run_id": known_run_id}, BridgeError)
             case _:
-                decoded = decode_event(self._standard(raw, now))
+                decoded = decode_event(self._old.standard(raw, now))
         if not isinstance(decoded, PROGRESS_TYPES):
             raise RemoteProtocolError("an event that a bridge does not say", "$.type")
         return BridgeEvent(run_id=known_run_id, event=typing.cast("ProgressEvent", decoded))
 
-    def _standard(self, raw: JsonObject, now: float) -> JsonObject:
-        """Return an event under its standard name, with the fields that it needs."""
-        match raw.get("type"):
-            case "text":
-                return {**raw, "type": "text_chunk"}
-            case "thinking" if raw.get("stage") is None or raw["stage"] == "openclaw":
-                return {**raw, "stage": "planning"}
-            case "file_created":
-                return {"file_id": raw.get("url"), **raw}
-            case "tool_call" | "tool_call_start":
-                return self._call_start(raw, now)
-            case "tool_result" | "tool_call_complete":
-                return self._call_complete(raw, now)
-            case _:
-                return raw
-
-    def _call_start(self, raw: JsonObject, now: float) -> JsonObject:
-        given = raw.get("arguments", raw.get("input"))
-        arguments: JsonValue = given
-        if given is None:
-            arguments = {}
-        elif "arguments" not in raw and not isinstance(given, typing.Mapping):
-            arguments = {"input": given}
-        call_id = raw.get("call_id")
-        if call_id is None:
-            self._count += 1
-            call_id = f"bridge-{self._count}"
-        name = raw.get("tool_name")
-        if isinstance(call_id, str) and isinstance(name, str):
-            self._calls = [*self._calls[1 - MAX_OPEN_CALLS :], _OpenCall(call_id, name, now)]
-        return {**raw, "type": "tool_call_start", "call_id": call_id, "arguments": arguments}
-
-    def _call_complete(self, raw: JsonObject, now: float) -> JsonObject:
-        call = self._take_call(raw.get("call_id"), raw.get("tool_name"), now)
-        duration = raw.get("duration", (now - call.began_at) * 1000)
-        if isinstance(duration, float) and math.isfinite(duration):
-            duration = round(duration)
-        return {
-            "call_id": call.id,
-            "success": raw.get("error") is None,
-            **raw,
-            "type": "tool_call_complete",
-            "result": raw.get("result", raw.get("output")),
-            "duration": duration,
-        }
-
-    def _take_call(self, call_id: JsonValue, name: JsonValue, now: float) -> _OpenCall:
-        """Return the call that a result belongs to; the oldest of its tool if it has no id."""
-        for call in self._calls:
-            if call.id == call_id or (call_id is None and call.tool_name == name):
-                self._calls.remove(call)
-                return call
-        self._count += 1
-        return _OpenCall(f"bridge-{self._count}", "", now)
-
-
-def _object(value: JsonValue, path: str) -> JsonObject:
-    if not isinstance(value, typing.Mapping):
-        raise RemoteProtocolError("expected an object", path)
-    return value
-
 
 def _terminal(raw: JsonObject, kind: type[BridgeComplete | BridgeError]) -> BridgeTerminal:
-    fields = {key: value for key, value in raw.items() if value is not None}
-    code, error = fields.get("code"), fields.get("error")
-    if not (isinstance(code, str) and _CODE.fullmatch(code)):
-        fields.pop("code", None)
-    if isinstance(error, str):
-        fields["error"] = error[:MAX_ERROR_LENGTH]
     try:
-        structure(fields.get("usage", {}), Usage)
-    except RemoteProtocolError:
-        fields.pop("usage", None)  # an answer is not lost because its price is illegible
-    try:
-        return structure(fields, kind)
+        return structure(legible_terminal(raw), kind)
     except RemoteProtocolError as exc:
         return BridgeError(
             run_id=typing.cast("str | None", raw["run_id"]),

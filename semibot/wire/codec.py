@@ -65,9 +65,7 @@ def dump_json(value: JsonValue) -> str:
         LocalProtocolError: If JSON cannot say it.
     """
     try:
-        text = json.dumps(
-            value, ensure_ascii=False, separators=(",", ":"), allow_nan=False, default=_as_plain
-        )
+        text = _encoder.encode(value)
         text.encode()  # a lone surrogate is valid in a str and nowhere else
     except (TypeError, ValueError, RecursionError) as exc:
         message = f"this value cannot be sent as JSON: {type(exc).__name__}"
@@ -80,6 +78,13 @@ def _as_plain(value: object) -> dict[object, object]:
     if isinstance(value, Mapping):
         return dict(typing.cast("Mapping[object, object]", value))
     raise TypeError(type(value).__name__)
+
+
+# Made once: `json.dumps` and `json.loads` with these options would make a new one for every
+# call, which costs more than encoding an event.
+_encoder: Final = json.JSONEncoder(
+    ensure_ascii=False, separators=(",", ":"), allow_nan=False, default=_as_plain
+)
 
 
 def scrub(text: str) -> str:
@@ -117,15 +122,13 @@ def load_json(data: str | bytes | bytearray) -> JsonValue:
             is too large to be said again.
     """
     try:
-        text = data if isinstance(data, str) else bytes(data).decode("utf-8", "strict")
-        value: JsonValue = json.loads(
-            text,
-            parse_constant=_refuse_constant,
-            parse_float=_finite,
-            object_pairs_hook=_unique_pairs,
-        )
-        text.encode()
-        if _SURROGATE_ESCAPE.search(text):
+        if isinstance(data, str):
+            data.encode()
+            text = data
+        else:
+            text = bytes(data).decode("utf-8", "strict")
+        value = _decode(text)
+        if "\\u" in text and _SURROGATE_ESCAPE.search(text):
             json.dumps(value, ensure_ascii=False).encode()  # pairs are fine, halves are not
     except UnicodeError:
         message = "not valid Unicode"
@@ -136,12 +139,15 @@ def load_json(data: str | bytes | bytearray) -> JsonValue:
     except ValueError:  # JSONDecodeError, or an integer of thousands of digits
         message = "not valid JSON"
     else:
-        if _depth_exceeds(value, MAX_DEPTH):
+        # As many levels need as many brackets; most texts have fewer, and are not walked.
+        may_be_deep = text.count("{") + text.count("[") > MAX_DEPTH
+        if may_be_deep and _depth_exceeds(value, MAX_DEPTH):
             raise RemoteProtocolError("nested too deeply")
         return value
     raise RemoteProtocolError(message)
 
 
+_SPACE: Final = " \t\n\r"
 _SURROGATE_ESCAPE: Final = re.compile(r"\\u[dD][89a-fA-F]")
 
 
@@ -166,14 +172,30 @@ def _unique_pairs(pairs: list[tuple[str, JsonValue]]) -> dict[str, JsonValue]:
     return found
 
 
+_decoder: Final = json.JSONDecoder(
+    parse_constant=_refuse_constant, parse_float=_finite, object_pairs_hook=_unique_pairs
+)
+
+
+def _decode(text: str) -> JsonValue:
+    """Return what ``_decoder.decode(text)`` returns, in less time if no space is around it."""
+    text = text.lstrip(_SPACE) if text[:1] in _SPACE else text
+    value: JsonValue
+    value, end = _decoder.raw_decode(text)
+    if end != len(text) and text[end:].strip(_SPACE):
+        raise ValueError("something stands behind the value")
+    return value
+
+
 def _depth_exceeds(value: JsonValue, limit: int) -> bool:
+    """Return whether what :func:`load_json` made, of lists and dicts, is nested deeper."""
     level: list[JsonValue] = [value]
     for _ in range(limit + 1):
         deeper: list[JsonValue] = []
         for item in level:
-            if isinstance(item, Mapping):
+            if isinstance(item, dict):
                 deeper.extend(item.values())
-            elif isinstance(item, Sequence) and not isinstance(item, str):
+            elif isinstance(item, list):
                 deeper.extend(item)
         if not deeper:
             return False

@@ -18,6 +18,7 @@ from semibot.wire.codec import (
     JsonValue,
     dump_json,
     load_json,
+    scrub,
     structure,
     unstructure,
 )
@@ -310,6 +311,15 @@ class Usage:
 
 def _bounded(count: int) -> int:
     return max(0, min(count, 2**53))
+
+
+def cut_response(text: str) -> tuple[str, bool]:
+    """Return *text* in at most :data:`FINAL_RESPONSE_LIMIT` bytes, and whether it was cut."""
+    text = scrub(text)
+    encoded = text.encode()
+    if len(encoded) <= FINAL_RESPONSE_LIMIT:
+        return text, False
+    return encoded[:FINAL_RESPONSE_LIMIT].decode(errors="ignore"), True
 
 
 @attrs.frozen(kw_only=True)

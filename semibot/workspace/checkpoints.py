@@ -104,6 +104,15 @@ class CheckpointDirectory:
             file.unlink(missing_ok=True)
         sync_directory(self.path)
 
+    def clear(self) -> None:
+        """Delete all of them.
+
+        Raises:
+            OSError: If the disk refuses.
+        """
+        for file in self._files():
+            file.unlink(missing_ok=True)
+
     def count(self) -> int:
         """Return how many there are, readable or not."""
         return len(self._files())

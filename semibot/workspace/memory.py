@@ -15,7 +15,7 @@ import attrs
 
 from semibot.wire.chat import Message
 
-from .files import open_regular, read_regular
+from .files import open_regular, read_regular, write_atomically
 
 _HEADING: Final = re.compile(r"^## \[(user|assistant)\] (\S+)$", re.MULTILINE)
 
@@ -64,6 +64,16 @@ class ShortTermMemory:
                 if file.seek(0, os.SEEK_END) > length:
                     file.truncate(length)
 
+    def replace(self, content: str) -> int:
+        """Put *content* in the place of the whole memory, and return its length in bytes.
+
+        Raises:
+            OSError: If the disk refuses.
+        """
+        data = content.encode()
+        write_atomically(self.path, data)
+        return len(data)
+
     def append(self, messages: tuple[Message, ...], when: str, length: int) -> int:
         """Add what user and assistant said, and return the file's length in bytes.
 
@@ -90,15 +100,18 @@ class ShortTermMemory:
             os.fsync(file.fileno())
         return length + len(text)
 
-    def content(self) -> str:
-        """Return the whole memory.
+    def content(self, length: int | None = None) -> str:
+        """Return the memory.
+
+        Args:
+            length: How many bytes of it; None means all.
 
         Raises:
             OSError: If the disk refuses.
         """
         if not self.path.exists():
             return ""
-        return read_regular(self.path).decode("utf-8", "replace")  # "\\r" stays what it is
+        return read_regular(self.path)[:length].decode("utf-8", "replace")  # "\\r" stays what it is
 
     def entries(self) -> tuple[MemoryEntry, ...]:
         """Return everything that was said, oldest first.

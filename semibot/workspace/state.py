@@ -10,6 +10,9 @@ Layout below the workspace, one directory per session id::
         results/       the newest tool results that were too large for an event
         audit.jsonl    what the gate decided; audit.1.jsonl is what came before
 
+A VM keeps its sessions in its own state directory instead. Only ``results/`` is still where
+it was, because tools read from there.
+
 Everything here is blocking and runs in worker threads. A session saves one thing at a
 time; a save that hangs on the disk is abandoned, and then must change nothing any more.
 """
@@ -31,7 +34,7 @@ import attrs
 from semibot.errors import SessionInUse, StoreError, UsageError, WorkspaceUnusable
 from semibot.wire.chat import Message
 
-from .checkpoints import Checkpoint, CheckpointDirectory
+from .checkpoints import Checkpoint, CheckpointDirectory, checkpoint_id
 from .files import append_text, open_regular, read_regular, write_atomically
 from .memory import ShortTermMemory
 
@@ -47,13 +50,30 @@ MAX_RESULTS: Final = 50
 _SESSION_ID: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 
 
-def session_directory(workspace: Path, session_id: str) -> Path:
+@attrs.frozen(kw_only=True)
+class StateOrigin:
+    """What a session of a host begins with; it replaces what is on disk."""
+
+    term: int
+    """Fencing counter that the host has given to this opening."""
+    covers_seq: int
+    """Number of the last event before it; 0 if there was none."""
+    checkpoint: Checkpoint | None = None
+    """What it continues from; None begins anew."""
+    memory: str = attrs.field(default="", repr=False)
+    """The short-term memory that belongs to it."""
+    keeps_local: bool = False
+    """Whether the disk is newer after all, because this process wrote it under this term."""
+
+
+def session_directory(workspace: Path, session_id: str, *, state_dir: Path | None = None) -> Path:
     """Return where a session keeps its state.
 
     Args:
         workspace: The workspace.
         session_id: 1 to 128 letters, digits, ``.``, ``_`` or ``-``, the first of which
             is a letter or digit; it becomes a directory name.
+        state_dir: Where sessions are kept; None means the ``.semibot`` of *workspace*.
 
     Raises:
         UsageError: If the id is not of that form.
@@ -63,7 +83,7 @@ def session_directory(workspace: Path, session_id: str) -> Path:
             "a session id is 1 to 128 letters, digits, '.', '_' or '-' "
             "and starts with a letter or digit"
         )
-    return workspace / STATE_DIRECTORY / "sessions" / session_id
+    return (state_dir or workspace / STATE_DIRECTORY) / "sessions" / session_id
 
 
 @final
@@ -73,6 +93,8 @@ class SessionState:
 
     directory: Path
     """The session's directory."""
+    results: Path
+    """Where large tool results go; inside the workspace."""
     session_id: str
     """The session."""
     term: int
@@ -135,9 +157,10 @@ class SessionState:
             StoreError: If the disk refuses.
         """
         name = re.sub(r"[^A-Za-z0-9_-]", "_", call_id)[:100] or "result"
-        path = self.directory / "results" / f"{name}.txt"
+        path = self.results / f"{name}.txt"
         try:
-            path.parent.mkdir(exist_ok=True)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            _keep_out_of_repositories(self.results.parents[2])
             write_atomically(path, text.encode())
             by_age = sorted(path.parent.iterdir(), key=lambda file: file.stat().st_mtime_ns)
             for oldest in by_age[:-MAX_RESULTS]:
@@ -162,26 +185,35 @@ class SessionState:
 
 
 @contextmanager
-def open_state(workspace: Path, session_id: str) -> Generator[SessionState]:
+def open_state(
+    workspace: Path,
+    session_id: str,
+    *,
+    state_dir: Path | None = None,
+    origin: StateOrigin | None = None,
+) -> Generator[SessionState]:
     """Take a session's directory for this process, and read what is in it.
 
     Args:
         workspace: An existing directory.
         session_id: See :func:`session_directory`.
+        state_dir: See :func:`session_directory`; made if missing.
+        origin: What a host says that the session begins with.
 
     Yields:
-        The state. Its term is one more than that of the last opening.
+        The state. Without *origin* its term is one more than that of the last opening.
 
     Raises:
         UsageError: If the id is malformed.
         SessionInUse: If another opening holds the directory.
         WorkspaceUnusable: If the directory cannot be made or written.
     """
-    directory = session_directory(workspace, session_id)
+    directory = session_directory(workspace, session_id, state_dir=state_dir)
+    results = session_directory(workspace, session_id) / "results"
     try:
         directory.mkdir(parents=True, exist_ok=True)
         lock = open_regular(directory / "lock", os.O_RDWR | os.O_CREAT)
-        _keep_out_of_repositories(workspace / STATE_DIRECTORY)
+        _keep_out_of_repositories(state_dir or workspace / STATE_DIRECTORY)
     except OSError as exc:
         raise WorkspaceUnusable(str(directory), exc.strerror or type(exc).__name__) from exc
     with contextlib.closing(os.fdopen(lock, "r+", encoding="ascii", errors="replace")) as holder:
@@ -194,7 +226,7 @@ def open_state(workspace: Path, session_id: str) -> Generator[SessionState]:
             holder.truncate(0)
             holder.write(f"{os.getpid()}\n")
             holder.flush()
-            state = _read_state(directory, session_id)
+            state = _read_state(directory, results, session_id, origin)
         except OSError as exc:
             raise WorkspaceUnusable(str(directory), exc.strerror or type(exc).__name__) from exc
         yield state
@@ -202,26 +234,54 @@ def open_state(workspace: Path, session_id: str) -> Generator[SessionState]:
 
 def _keep_out_of_repositories(state: Path) -> None:
     """Let version control ignore whole conversations, unless the user has said otherwise."""
-    ignore = state / ".gitignore"
-    if not ignore.exists():
-        write_atomically(ignore, b"*\n")
+    with contextlib.suppress(FileExistsError):  # another session may be just as far
+        ignore = open_regular(state / ".gitignore", os.O_WRONLY | os.O_CREAT | os.O_EXCL)
+        with os.fdopen(ignore, "wb") as file:
+            file.write(b"*\n")
 
 
-def _read_state(directory: Path, session_id: str) -> SessionState:
+def _read_state(
+    directory: Path, results: Path, session_id: str, origin: StateOrigin | None
+) -> SessionState:
     checkpoints = CheckpointDirectory(directory / "checkpoints")
+    memory = ShortTermMemory(directory / "memory.md")
+    if origin is not None and not origin.keeps_local:
+        _replace(checkpoints, memory, origin)
     newest = checkpoints.newest()
     if newest is None and (count := checkpoints.count()):
         # Beginning anew would throw a conversation away that somebody may still mend.
         reason = f"none of its {count} checkpoints can be read; move it away to begin anew"
         raise WorkspaceUnusable(str(directory), reason)
     term_file = directory / "term"
-    recorded = read_regular(term_file).strip() if term_file.exists() else b""
-    last_term = max(
-        int(recorded) if recorded.isdigit() else 0, newest.term if newest is not None else 0
-    )
-    term = last_term + 1
+    if origin is not None:
+        term = origin.term
+    else:
+        recorded = read_regular(term_file).strip() if term_file.exists() else b""
+        last_term = max(
+            int(recorded) if recorded.isdigit() else 0, newest.term if newest is not None else 0
+        )
+        term = last_term + 1
     # On disk before any event carries it: no event id may ever be used twice.
     write_atomically(term_file, f"{term}\n".encode())
-    memory = ShortTermMemory(directory / "memory.md")
     memory.restore(newest.memory_bytes if newest is not None else 0)
-    return SessionState(directory, session_id, term, memory, newest, checkpoints)
+    return SessionState(directory, results, session_id, term, memory, newest, checkpoints)
+
+
+def _replace(
+    checkpoints: CheckpointDirectory, memory: ShortTermMemory, origin: StateOrigin
+) -> None:
+    """Put what the host knows in the place of what is on disk.
+
+    A crash in between does no harm: the host then says it again.
+    """
+    checkpoints.clear()
+    length = memory.replace(origin.memory)
+    if origin.checkpoint is not None:
+        restored = attrs.evolve(
+            origin.checkpoint,
+            id=checkpoint_id(origin.term, origin.covers_seq),
+            term=origin.term,
+            covers_seq=origin.covers_seq,
+            memory_bytes=length,
+        )
+        checkpoints.save(restored, unless=lambda: False)

@@ -20,7 +20,6 @@ import trio
 from semibot.config import Deadlines
 from semibot.errors import ModelError, ModelNotConfigured
 from semibot.models import Model, ModelRequest, TextDelta, openai_model
-from semibot.models.event_stream import MAX_EVENT_BYTES
 from semibot.models.openai.client import MAX_REFUSAL_BYTES
 from semibot.models.openai.errors import retry_after
 from semibot.testing import simulated_ports
@@ -40,6 +39,7 @@ from semibot.testing.model_answers import (
 )
 from semibot.testing.model_server import ModelServer, open_model_server
 from semibot.wire.chat import Message
+from semibot.wire.sse import MAX_EVENT_BYTES
 
 OpenModel = Callable[..., AbstractAsyncContextManager[Model]]
 Ask = Callable[..., Awaitable["Outcome"]]

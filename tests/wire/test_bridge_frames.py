@@ -12,8 +12,6 @@ from hypothesis import strategies as st
 
 from semibot.errors import LocalProtocolError, RemoteProtocolError
 from semibot.wire.bridge import (
-    MAX_ERROR_LENGTH,
-    MAX_OPEN_CALLS,
     BridgeComplete,
     BridgeDecoder,
     BridgeError,
@@ -46,6 +44,7 @@ from semibot.wire.events import (
     Usage,
 )
 from semibot.wire.jsonl import MAX_LINE_BYTES
+from semibot.wire.level1 import MAX_ERROR_LENGTH, MAX_OPEN_CALLS
 
 RECORDINGS = Path(__file__).parents[1] / "fixtures" / "plane"
 

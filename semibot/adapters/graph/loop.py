@@ -103,7 +103,7 @@ class GraphRun:
             if self._partial:  # what was said was said, also if the rest never came
                 self.run.remember(Message(role="assistant", content="".join(self._partial)))
             raise
-        self.run.spend(reply.usage)
+        self.run.spend(reply.usage, model=self.model.name)
         return reply
 
     async def _pass_on(self, item: TextDelta | ReasoningDelta) -> None:

@@ -36,12 +36,12 @@ from semibot.lifetimes import deadline, grace
 from semibot.logs import get_logger
 from semibot.models.base import ModelRequest, ModelStream, StreamItem
 from semibot.models.chat_chunks import ReplyBuilder, protocol_error, reported_error
-from semibot.models.event_stream import EventStreamReader, ServerEvent
 from semibot.models.openai.errors import broken_error, connection_error, status_error
 from semibot.models.openai.params import message_param, tool_param
 from semibot.models.openai.settings import OpenAISettings
 from semibot.ports import Ports
 from semibot.wire.codec import load_json
+from semibot.wire.sse import SseDecoder, SseMessage
 
 log: Final = get_logger(__name__)
 
@@ -230,7 +230,7 @@ class _ChatStream:
     _deadlines: Deadlines
     _waited: float
     _limit: str = attrs.field(default="model.response", init=False)
-    _events: EventStreamReader = attrs.field(factory=EventStreamReader, init=False)
+    _events: SseDecoder = attrs.field(factory=SseDecoder, init=False)
     _ready: deque[StreamItem] = attrs.field(factory=deque[StreamItem], init=False)
     _has_chunk: bool = attrs.field(default=False, init=False)
     _has_done: bool = attrs.field(default=False, init=False)
@@ -307,12 +307,12 @@ class _ChatStream:
             elif not self._has_done:
                 self._take_event(event)
 
-    def _take_event(self, event: ServerEvent) -> None:
+    def _take_event(self, event: SseMessage) -> None:
         try:
             chunk = load_json(event.data)
         except RemoteProtocolError as exc:
             raise protocol_error(f"a chunk is {exc.reason}") from exc
-        if event.name == "error":
+        if event.event == "error":
             raise reported_error(chunk)
         has_progress, deltas = self._builder.feed(chunk)
         self._has_chunk = True

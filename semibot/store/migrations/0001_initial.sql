@@ -75,10 +75,18 @@ CREATE TABLE sessions (
 CREATE INDEX sessions_of_user ON sessions (user_id, updated_at DESC, id);
 CREATE INDEX sessions_of_holder ON sessions (holder_vm) WHERE holder_vm IS NOT NULL;
 
+-- What is left of a deleted session: enough to stop it in the VM that holds it.
 CREATE TABLE tombstones (
-    session_id TEXT PRIMARY KEY,
-    user_id    TEXT NOT NULL,
-    expires_at INTEGER NOT NULL
+    session_id   TEXT PRIMARY KEY,
+    user_id      TEXT NOT NULL,
+    org_id       TEXT NOT NULL,
+    runtime_type TEXT NOT NULL,
+    term         INTEGER NOT NULL,
+    holder_vm    TEXT,
+    holder_boot  TEXT,
+    last_seq     INTEGER NOT NULL,
+    deleted_at   INTEGER NOT NULL,
+    expires_at   INTEGER NOT NULL
 ) STRICT;
 
 CREATE TABLE runs (
@@ -101,7 +109,7 @@ CREATE INDEX open_runs ON runs (session_id, position) WHERE outcome IS NULL;
 CREATE TABLE messages (
     id         TEXT PRIMARY KEY,
     session_id TEXT NOT NULL REFERENCES sessions (id) ON DELETE CASCADE,
-    position   INTEGER NOT NULL,
+    position   INTEGER NOT NULL,   -- 2 * the run's for its question, + 1 for its answer
     run_id     TEXT NOT NULL,
     role       TEXT NOT NULL,
     content    TEXT NOT NULL,
@@ -235,3 +243,9 @@ CREATE TABLE idempotency_keys (
     expires_at INTEGER NOT NULL,
     PRIMARY KEY (user_id, key)
 ) STRICT, WITHOUT ROWID;
+
+-- Written to learn whether writing works.
+CREATE TABLE store_check (
+    id         INTEGER PRIMARY KEY CHECK (id = 1),
+    checked_at INTEGER NOT NULL
+) STRICT;

@@ -1,0 +1,108 @@
+"""What must hold before a host binds anything, and the key that it signs with."""
+
+from __future__ import annotations
+
+import ipaddress
+import os
+from pathlib import Path
+from typing import Final
+
+from semibot.config.settings import HostSettings
+from semibot.errors import ConfigError
+from semibot.ports import IdSource
+from semibot.secret import Secret
+from semibot.security.tokens import check_secret
+from semibot.workspace.files import open_regular
+
+KEY_FILE: Final = "host.key"
+"""Name of the file in the data directory that holds a key made here."""
+
+
+def is_loopback(host: str) -> bool:
+    """Return whether only programs of this machine can reach *host*."""
+    if host.lower() == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return False
+
+
+def has_local_user(settings: HostSettings) -> bool:
+    """Return whether everybody who can reach the host is its one local user."""
+    return is_loopback(settings.host) and settings.run_mode == "development"
+
+
+def check_safety(settings: HostSettings) -> None:
+    """Refuse to run where strangers could act as users.
+
+    Raises:
+        ConfigError: If the host can be reached from elsewhere, or runs in production, and
+            ``JWT_SECRET`` is missing, shorter than 32 bytes, or one that everybody knows.
+    """
+    if settings.jwt_secret is None:
+        if has_local_user(settings):
+            return
+        where = "in production" if settings.run_mode == "production" else f"on {settings.host}"
+        raise ConfigError(
+            f"a host {where} needs JWT_SECRET: at least 32 bytes, such as from "
+            "`openssl rand -hex 32`; or let it listen on 127.0.0.1 only"
+        )
+    check_secret(settings.jwt_secret)
+
+
+def prepare_data_dir(settings: HostSettings) -> None:
+    """Make the data directory, for its owner only; blocking.
+
+    Raises:
+        ConfigError: If it cannot be made or written.
+    """
+    path = settings.data_dir
+    try:
+        path.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError as exc:
+        raise ConfigError(f"cannot make the data directory {path}: {exc.strerror}") from exc
+    if not path.is_dir() or not os.access(path, os.W_OK | os.X_OK):
+        raise ConfigError(f"cannot write the data directory {path}; use another --data-dir")
+
+
+def signing_key(settings: HostSettings, ids: IdSource) -> Secret:
+    """Return the key of all tokens: the configured one, else one that is made once.
+
+    Args:
+        settings: Of the host; its data directory exists.
+        ids: Where the 256 random bits come from.
+
+    Raises:
+        ConfigError: If the key file cannot be read or made, or others may read it.
+    """
+    if settings.jwt_secret is not None:
+        return settings.jwt_secret
+    path = settings.data_dir / KEY_FILE
+    try:
+        return _read_key(path) or _make_key(path, ids)
+    except OSError as exc:
+        raise ConfigError(f"cannot read or make {path}: {exc.strerror}") from exc
+
+
+def _read_key(path: Path) -> Secret | None:
+    try:
+        descriptor = open_regular(path, os.O_RDONLY)
+    except FileNotFoundError:
+        return None
+    with os.fdopen(descriptor, encoding="ascii", errors="replace") as file:
+        if os.fstat(file.fileno()).st_mode & 0o077:
+            raise ConfigError(f"{path} may be read by others: chmod 600 it, or delete it")
+        key = Secret(file.read(1024).strip())
+    check_secret(key)
+    return key
+
+
+def _make_key(path: Path, ids: IdSource) -> Secret:
+    key = Secret(ids.new_id() + ids.new_id())
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
+    with os.fdopen(descriptor, "w", encoding="ascii") as file:
+        file.write(key.reveal() + "\n")
+        file.flush()
+        os.fsync(file.fileno())
+    return key

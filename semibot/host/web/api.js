@@ -1,0 +1,87 @@
+// Speak to the host: one place for addresses, tokens and errors.
+
+/** What the host answered that was no success: `code`, a message in words, `status`, `details`. */
+export class HostError extends Error {
+  constructor(status, error) {
+    super(error?.message || `the host answered ${status}`);
+    this.status = status;
+    this.code = error?.code || `HTTP_${status}`;
+    this.details = error?.details || {};
+  }
+}
+
+const TOKEN = "semibot-token";
+let askForToken = async () => null;
+
+/** Say how to ask the user for an access token. */
+export function onSignIn(ask) {
+  askForToken = ask;
+}
+
+async function send(method, path, { body, headers = {}, signal } = {}) {
+  for (let attempt = 0; ; attempt += 1) {
+    const token = sessionStorage.getItem(TOKEN);
+    const response = await fetch(path, {
+      method,
+      signal,
+      cache: "no-store",
+      headers: {
+        ...(body === undefined ? {} : { "Content-Type": "application/json" }),
+        ...(token ? { Authorization: `Bearer ${token}` } : {}),
+        ...headers,
+      },
+      body: body === undefined ? undefined : JSON.stringify(body),
+    });
+    if (response.status !== 401 || attempt >= 3) return response;
+    const given = await askForToken(attempt > 0);
+    if (!given) return response;
+    sessionStorage.setItem(TOKEN, given);
+  }
+}
+
+async function data(response) {
+  const answer = await response.json().catch(() => null);
+  if (!response.ok || !answer?.success) throw new HostError(response.status, answer?.error);
+  return answer.data;
+}
+
+const path = (id) => encodeURIComponent(id);
+
+export const api = {
+  info: async () => data(await send("GET", "/api/v1/info")),
+  vmStatus: async () => data(await send("GET", "/api/v1/vm/status")),
+  sessions: async (cursor) =>
+    data(await send("GET", `/api/v1/sessions?limit=50${cursor ? `&cursor=${path(cursor)}` : ""}`)),
+  messages: async (id, cursor) =>
+    data(await send("GET", `/api/v1/sessions/${path(id)}/messages?limit=50${cursor ? `&cursor=${path(cursor)}` : ""}`)),
+  remove: async (id) => data(await send("DELETE", `/api/v1/sessions/${path(id)}`)),
+  cancel: async (id, runId) =>
+    data(await send("POST", `/api/v1/chat/sessions/${path(id)}/cancel`, { body: runId ? { run_id: runId } : {} })),
+
+  /** Open the stream of a session, after `lastId` if there is one. */
+  stream: (id, lastId, signal) =>
+    send("GET", `/api/v1/sessions/${path(id)}/stream`, {
+      signal,
+      headers: lastId ? { "Last-Event-ID": lastId } : {},
+    }),
+
+  /**
+   * Send a message, and return {sessionId, runId} once it is stored. The answer is read from
+   * the session's stream, like by every other tab, so this one is let go; the run goes on.
+   */
+  say: async (id, message, key) => {
+    const letGo = new AbortController();
+    const response = await send("POST", id ? `/api/v1/chat/sessions/${path(id)}` : "/api/v1/chat/start", {
+      body: { message, on_disconnect: "continue" },
+      headers: { "Idempotency-Key": key },
+      signal: letGo.signal,
+    });
+    if (!response.ok) await data(response);
+    const stored = {
+      sessionId: response.headers.get("X-Session-ID"),
+      runId: response.headers.get("X-Run-ID"),
+    };
+    letGo.abort();
+    return stored;
+  },
+};

@@ -1,0 +1,70 @@
+"""The directory that a host's database lies in: made private, and taken by one host at a time."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import stat
+from pathlib import Path
+
+from semibot.errors import ConfigError, DataDirectoryInUse
+
+
+def claim_directory(database: Path) -> int:
+    """Make the directory of *database*, take its lock, and make the file if it is missing.
+
+    The directory and the file are for their owner only (0700 and 0600), also if they existed.
+
+    Args:
+        database: The database file.
+
+    Returns:
+        The descriptor that holds the lock until it is closed.
+
+    Raises:
+        DataDirectoryInUse: If another host holds the lock.
+        ConfigError: If the directory cannot be made or written.
+    """
+    directory = database.parent
+    try:
+        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        directory.chmod(0o700)
+        lock = _open_regular(directory / "lock")
+        try:
+            _take(lock, directory)
+            os.close(_open_regular(database))  # SQLite would make it readable for everybody
+        except BaseException:
+            os.close(lock)
+            raise
+    except OSError as exc:
+        reason = exc.strerror or type(exc).__name__
+        message = f"cannot keep data in {directory}: {reason}; pass another --data-dir"
+        raise ConfigError(message) from exc
+    return lock
+
+
+def _take(lock: int, directory: Path) -> None:
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        holder = os.pread(lock, 32, 0).strip()
+        raise DataDirectoryInUse(
+            str(directory), int(holder) if holder.isdigit() else None
+        ) from None
+    os.ftruncate(lock, 0)
+    os.pwrite(lock, f"{os.getpid()}\n".encode(), 0)
+
+
+def _open_regular(path: Path) -> int:
+    """Open or make a file of ours; a link or a pipe in its place is refused."""
+    flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
+    descriptor = os.open(path, flags, 0o600)
+    try:
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            raise OSError(errno.EINVAL, f"{path.name} is not a regular file")
+        os.fchmod(descriptor, 0o600)
+    except BaseException:
+        os.close(descriptor)
+        raise
+    return descriptor
