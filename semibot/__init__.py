@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from semibot.adapters.bridge import BridgeAgent as BridgeAgent
     from semibot.adapters.graph import GraphAgent as GraphAgent
     from semibot.adapters.openclaw import openclaw_agent as openclaw_agent
+    from semibot.channel import open_control_channel as open_control_channel
     from semibot.config import Deadlines as Deadlines
     from semibot.errors import SemibotError as SemibotError
     from semibot.errors import ToolError as ToolError
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from semibot.session import Run as Run
     from semibot.session import Session as Session
     from semibot.session import open_session as open_session
+    from semibot.session import open_session_manager as open_session_manager
     from semibot.tools import Grant as Grant
     from semibot.tools import Tool as Tool
     from semibot.tools import ToolContext as ToolContext
@@ -88,7 +90,9 @@ __all__ = [
     "Usage",
     "__version__",
     "demonstration_model",
+    "open_control_channel",
     "open_session",
+    "open_session_manager",
     "openai_model",
     "openclaw_agent",
     "scripted_model",
@@ -130,7 +134,9 @@ _ROOMS: Final = {
     "ToolError": "errors",
     "Usage": "wire.events",
     "demonstration_model": "models.demonstration",
+    "open_control_channel": "channel",
     "open_session": "session",
+    "open_session_manager": "session",
     "openai_model": "models.openai",
     "openclaw_agent": "adapters.openclaw",
     "scripted_model": "models.scripted",

@@ -31,6 +31,9 @@ The second level says who must act.
         * :exc:`LinkFenced`
     * :exc:`SecurityError`: nobody; the answer is no
         * :exc:`PathRefused`
+        * :exc:`TokenRefused`
+        * :exc:`Unauthenticated`
+        * :exc:`OriginRefused`
     * :exc:`DeadlineExceeded`
     * :exc:`ServiceEnded`
 
@@ -451,6 +454,63 @@ class PathRefused(SecurityError):
 
     def __str__(self) -> str:
         return f"{self.path!r} is refused: {self.reason}"
+
+
+class TokenRefused(SecurityError):
+    """Raised for a token that is not accepted. Who sent it is told nothing but that.
+
+    Attributes:
+        reason: Why, in one word for the log, such as ``signature`` or ``expired``.
+    """
+
+    code = "TOKEN_REFUSED"
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason)
+        self.reason = reason
+
+    def __str__(self) -> str:
+        return f"the token is not accepted: {self.reason}"
+
+
+class Unauthenticated(SecurityError):
+    """Raised when a request does not show whose it is; HTTP status 401.
+
+    Attributes:
+        code: ``AUTH_REQUIRED``, ``AUTH_INVALID`` or ``AUTH_EXPIRED``.
+    """
+
+    code: str = "AUTH_REQUIRED"
+
+    def __init__(self, code: str = "AUTH_REQUIRED") -> None:
+        super().__init__(code)
+        self.code = code
+
+    def __str__(self) -> str:
+        return {
+            "AUTH_REQUIRED": "this host serves known users; send `Authorization: Bearer TOKEN`",
+            "AUTH_EXPIRED": "the token has expired; get a new one",
+        }.get(self.code, "the token is not accepted")
+
+
+class OriginRefused(SecurityError):
+    """Raised when a request comes by another name or from another page; HTTP status 403.
+
+    Attributes:
+        header: ``Host`` or ``Origin``, whichever is foreign.
+    """
+
+    code = "ORIGIN_REFUSED"
+
+    def __init__(self, header: str) -> None:
+        super().__init__(header)
+        self.header = header
+
+    def __str__(self) -> str:
+        return (
+            f"the header {self.header} is foreign; this host serves one local user, "
+            "at localhost or a loopback address only"
+        )
 
 
 class DeadlineExceeded(SemibotError):

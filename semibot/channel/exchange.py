@@ -145,7 +145,7 @@ class Exchange:
         try:
             if self._settings is not None:
                 handler.configure(self._settings)
-            while self._commands and self._handler is not None:
+            while self._commands:
                 self._carry_out(handler, self._commands.popleft())
             yield
         finally:
@@ -324,8 +324,8 @@ class Exchange:
                 self.renewed_token = frame.token
             case ErrorFrame():
                 self._error(frame)
-            case Init() | ResumeResponse():
-                raise RemoteProtocolError(f"{frame.type} was not expected now", "$.type")
+            case Init() | ResumeResponse():  # the connection takes these itself
+                raise RemoteProtocolError(f"{frame.type} is out of order", "$.type")
 
     def refuse(self, error: SemibotError, frame: ErrorFrame) -> None:
         """Tell the host that a frame of its was refused."""

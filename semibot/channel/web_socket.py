@@ -106,6 +106,7 @@ class WebSocket:
         self._connection: trio_websocket.WebSocketConnection | None = None
         self._failure: str | None = None
         self._is_ready = trio.Event()
+        self._is_closed: trio.Event | None = None  # there from the first aclose() on
         self._pings = 0
 
     @property
@@ -124,6 +125,8 @@ class WebSocket:
         try:
             message = await self._open_connection().get_message()
         except trio_websocket.ConnectionClosed as exc:
+            if self._is_closed is not None:  # the closing handshake needs the library's reader
+                await self._is_closed.wait()
             raise self._ended(exc.reason) from None
         if not isinstance(message, str):
             await self.aclose(1003, "text frames only")
@@ -169,12 +172,19 @@ class WebSocket:
             code: The close code.
             reason: At most 123 bytes.
         """
-        with grace("channel.close", self._close_grace):
-            try:
-                await self._open_connection().aclose(code, reason)
-            except Exception as exc:  # noqa: BLE001 - it is being closed; whatever broke stays broken
-                log.debug("closing handshake failed", error=repr(exc))
-        await trio.aclose_forcefully(self._stream)
+        self._is_closed = self._is_closed or trio.Event()
+        try:
+            with grace("channel.close", self._close_grace):
+                await self._say_goodbye(code, reason)
+        finally:
+            await trio.aclose_forcefully(self._stream)
+            self._is_closed.set()
+
+    async def _say_goodbye(self, code: int, reason: str) -> None:
+        try:
+            await self._open_connection().aclose(code, reason)
+        except Exception as exc:  # noqa: BLE001 - it is being closed; what broke stays broken
+            log.debug("closing handshake failed", error=repr(exc))
 
     async def serve(self, host: str, resource: str) -> None:
         """Read from the connection until it ends; a service."""

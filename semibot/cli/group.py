@@ -17,7 +17,7 @@ from . import exits
 from .clean import clean
 from .failures import explain
 
-_COMMANDS: Final = ("chat", "doctor", "version")
+_COMMANDS: Final = ("serve", "chat", "vm", "admin", "doctor", "version")
 
 
 @final

@@ -65,6 +65,8 @@ class Interrupts:
     _end_process: Callable[[int], object]
     exit_code: int | None = attrs.field(default=None, init=False)
     """The exit code that signals have decided on, if they have."""
+    was_hurried: bool = attrs.field(default=False, init=False)
+    """Whether the program was told twice to end."""
     body: trio.CancelScope = attrs.field(factory=trio.CancelScope, init=False)
     """What leaving cancels."""
     _run: Stoppable | None = attrs.field(default=None, init=False)
@@ -151,6 +153,7 @@ class Interrupts:
 
     async def _leave_at_once(self, exit_code: int) -> None:
         hush_logs()
+        self.was_hurried = True
         self._clock.stop(CLEANUP_BOUND)
         # A prompt ends in order, because nothing is under way that could hold it up.
         scope = self.body if self._prompt is None else self._prompt

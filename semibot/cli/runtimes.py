@@ -9,7 +9,7 @@ from typing import Final
 
 import attrs
 
-from semibot.adapters.graph import GraphAgent
+from semibot.adapters.graph import GraphAgent, parse_grants
 from semibot.adapters.openclaw import openclaw_agent
 from semibot.config import Deadlines
 from semibot.errors import UsageError
@@ -17,8 +17,6 @@ from semibot.models import resolve_model
 from semibot.models.openai import OpenAIModel
 from semibot.ports import Ports
 from semibot.session import AdapterFactory
-from semibot.tools import Grant, Policy
-from semibot.tools.builtin import builtin_tools
 from semibot.wire.codec import JsonObject
 
 
@@ -39,9 +37,7 @@ Maker = Callable[[Ports, str | None, Sequence[str]], Awaitable[Runtime]]
 
 
 async def _make_graph(ports: Ports, model: str | None, grants: Sequence[str]) -> Runtime:
-    parsed = [Grant.parse(grant) for grant in grants]
-    # Checked here, so that a mistyped grant is refused before anything is opened.
-    Policy(parsed).check({tool.name: _parameters(tool.parameters) for tool in builtin_tools()})
+    parsed = parse_grants(grants)  # a mistyped one is refused before anything is opened
     # Opening a model does no I/O; only an open one has a name.
     async with resolve_model(model)(ports, Deadlines()) as opened:
         name = opened.name
@@ -50,11 +46,6 @@ async def _make_graph(ports: Ports, model: str | None, grants: Sequence[str]) ->
             # than in the first run, where everything would stand still.
             importlib.import_module("semibot.models.openai.client")
     return Runtime(adapter=GraphAgent(model, grants=parsed), model=name, payload={})
-
-
-def _parameters(schema: JsonObject) -> frozenset[str]:
-    properties = schema.get("properties")
-    return frozenset(properties) if isinstance(properties, Mapping) else frozenset()
 
 
 async def _make_openclaw(  # noqa: ASYNC124 - a table's makers are all alike

@@ -9,9 +9,9 @@ from __future__ import annotations
 import re
 import shlex
 import tomllib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Final, TypeVar
+from typing import Final, TypeVar, cast
 
 import attrs
 
@@ -154,7 +154,8 @@ def _read_file(
     if unknown:
         known = ", ".join(sorted(_VARIABLES))
         raise ConfigError(
-            f"{path} says {unknown[0]!r}, which is no setting that a file may have; those are {known}"
+            f"{path} says {unknown[0]!r}, which is no setting that a file may have; "
+            f"those are {known}"
         )
     return values, {key: f"{key} in {path}" for key in values}
 
@@ -222,7 +223,7 @@ def _words(value: object) -> tuple[str, ...]:
         value = value.split(",")
     if not isinstance(value, list | tuple):
         raise TypeError("expected a list of texts")
-    return tuple(_text(word) for word in value)
+    return tuple(_text(word) for word in cast("Sequence[object]", value))
 
 
 def _command(value: object) -> tuple[str, ...]:
@@ -230,7 +231,7 @@ def _command(value: object) -> tuple[str, ...]:
         value = shlex.split(value)
     if not isinstance(value, list | tuple) or not value:
         raise ValueError("expected a program and its arguments")
-    return tuple(_text(word) for word in value)
+    return tuple(_text(word) for word in cast("Sequence[object]", value))
 
 
 def _duration(value: object) -> float:

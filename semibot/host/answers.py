@@ -16,9 +16,11 @@ from semibot.errors import (
     NotFound,
     PlaneNotReady,
     RemoteProtocolError,
+    SecurityError,
     SemibotError,
     SessionBusy,
     StoreError,
+    Unauthenticated,
 )
 from semibot.logs import get_logger
 from semibot.wire.codec import JsonValue, dump_json, scrub
@@ -137,6 +139,11 @@ def _refusal_for(error: Exception) -> HttpError | None:
         case IdempotencyConflict():
             text = "this Idempotency-Key came with another request before; use a new one"
             return HttpError(422, error.code, text)
+        case Unauthenticated():
+            challenge = {"WWW-Authenticate": "Bearer"}
+            return HttpError(401, error.code, str(error), headers=challenge)
+        case SecurityError():
+            return HttpError(403, error.code, str(error))
         case StoreError():
             log.warning("a request needs the store, which fails", error=str(error))
             text = "the host cannot store anything at the moment; try again"

@@ -7,29 +7,32 @@ in :mod:`semibot.host.app`, so nothing here depends on how a framework reads the
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping
-from typing import TYPE_CHECKING, Final, cast, final
+from collections.abc import Callable, Mapping
+from typing import Final, Protocol, cast, final
 
 import quart
 from quart_trio import QuartTrio
 from werkzeug.exceptions import HTTPException, MethodNotAllowed, RequestEntityTooLarge
 
+from semibot.config import Deadlines
 from semibot.lifetimes import deadline
+from semibot.security.principals import Principal
 
 from .answers import Answer, HttpError, failure
 from .asgi import Asked, Handler, Request, method_not_allowed, route_not_found
 from .bodies import MAX_BODY_BYTES, parse_body, too_large
 from .routes import Route
-
-if TYPE_CHECKING:
-    from semibot.config import Deadlines
-    from semibot.security.principals import Principal
-
-    from .server import App, Receive, Scope, Send
+from .server import App, Receive, Scope, Send
 
 _FOR_QUART: Final = (b"content-length", b"transfer-encoding")
 
-_View = Callable[..., Awaitable[quart.Response]]
+
+class _View(Protocol):
+    """What Quart calls."""
+
+    async def __call__(self, **params: str) -> quart.Response:
+        """Answer, for the values of the path's parameters."""
+        ...
 
 
 @final
@@ -53,12 +56,9 @@ class Api:
         self._identify = identify
         self._deadlines = deadlines
         app = QuartTrio("semibot.host", static_folder=None, template_folder=None)
-        app.config.update(
-            MAX_CONTENT_LENGTH=MAX_BODY_BYTES,
-            BODY_TIMEOUT=None,
-            RESPONSE_TIMEOUT=None,
-            PROVIDE_AUTOMATIC_OPTIONS=False,
-        )
+        app.config["MAX_CONTENT_LENGTH"] = MAX_BODY_BYTES
+        app.config["BODY_TIMEOUT"] = None  # bounded here, by name
+        app.config["RESPONSE_TIMEOUT"] = None  # bounded by the server, per piece
         app.url_map.merge_slashes = False
         for route in routes:
             app.add_url_rule(
@@ -102,7 +102,7 @@ class Api:
     async def _body(self, request: Request, route: Route) -> object:
         with deadline("http.request_body", self._deadlines.http_request_body):
             try:
-                data = await quart.request.get_data(cache=False)
+                data = cast("bytes", await quart.request.get_data(cache=False))
             except RequestEntityTooLarge:
                 raise too_large() from None
         if route.body is None:

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Final, cast, final
+from typing import Final, cast, final
 
 from semibot.wire.codec import JsonObject
 
 from .answers import Answer, as_iso, success
 from .asgi import Asked, Handler
 from .bodies import NoFields, idempotency_of, number_asked, page_asked
-
-if TYPE_CHECKING:
-    from .core import HostCore
+from .core import HostCore
 
 DEFAULT_DAYS: Final = 30
 """Days of totals if nobody says."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, cast, final
+from typing import cast, final
 
 import trio
 
@@ -14,9 +14,7 @@ from semibot.wire.codec import JsonObject, JsonValue
 from .answers import Answer, HttpError, as_iso, session_not_found, success
 from .asgi import Asked, Handler
 from .bodies import CancelRun, NoFields, idempotency_of, page_asked
-
-if TYPE_CHECKING:
-    from .core import HostCore
+from .core import HostCore
 
 
 @final

@@ -10,9 +10,11 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Final, final
+from typing import Final, final
 
+from semibot.errors import SemibotError
 from semibot.logs import get_logger
+from semibot.security.principals import Principal
 
 from .answers import failure
 from .api import Api
@@ -29,15 +31,11 @@ from .asgi import (
     send_answer,
 )
 from .chat import ChatRoutes
+from .core import HostCore
 from .pages import PageRoutes
 from .probes import ProbeRoutes
 from .routes import ROUTES, Route
 from .server import App, Message, Receive, Scope, Send
-
-if TYPE_CHECKING:
-    from semibot.security.principals import Principal
-
-    from .core import HostCore
 
 log: Final = get_logger(__name__)
 
@@ -134,7 +132,7 @@ class Front:
             if request.path != LINK_PATH:
                 raise route_not_found()
             self._core.principals.check_origin(request.headers)
-        except Exception as exc:
+        except SemibotError as exc:
             log.info("a websocket is refused", path=request.path[:200], error=str(exc))
             await receive()  # the server has said "websocket.connect" already
             await send({"type": "websocket.close", "code": 1008, "reason": ""})

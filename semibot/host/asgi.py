@@ -4,20 +4,18 @@ from __future__ import annotations
 
 import re
 from collections.abc import Awaitable, Callable, Mapping
-from typing import TYPE_CHECKING, Final, TypeAlias, TypeVar
+from typing import Final, TypeAlias, TypeVar
 
 import attrs
 import trio
 
 from semibot.ports import IdSource
+from semibot.security.principals import Principal
 
 from .answers import Answer, HttpError
 from .bodies import parse_query
 from .routes import Route
 from .server import Receive, Scope, Send
-
-if TYPE_CHECKING:
-    from semibot.security.principals import Principal
 
 _REQUEST_ID: Final = re.compile(r"[A-Za-z0-9._:\-]{1,128}")
 

@@ -15,7 +15,7 @@ it ends, because the store failed or because the client accepts nothing, cancels
 from __future__ import annotations
 
 from datetime import timedelta
-from typing import TYPE_CHECKING, Final, final
+from typing import Final, final
 
 import attrs
 import trio
@@ -30,8 +30,6 @@ from .answers import Answer, HttpError, draining, failure, session_not_found
 from .asgi import (
     CLIENT_GONE,
     Asked,
-    Receive,
-    Send,
     StreamHandler,
     send_answer,
     send_body,
@@ -48,11 +46,10 @@ from .bodies import (
     read_body,
     runtime_of,
 )
+from .core import HostCore
+from .relay import Reader
 from .routes import EVENT_STREAM
-
-if TYPE_CHECKING:
-    from .core import HostCore
-    from .relay import Reader
+from .server import Receive, Send
 
 log: Final = get_logger(__name__)
 

@@ -65,8 +65,6 @@ class HeadFilter:
             BadHead: If a request is malformed or ambiguous (RFC 9112 section 6.3), or its
                 head is too large.
         """
-        if self._state == "upgraded":
-            return bytes(data)
         self._buffer += data
         passed = bytearray()
         while self._buffer:

@@ -97,6 +97,7 @@ class _Group:
     session_id: str
     term: int
     events: list[StoredEvent]
+    size: int = 0
 
 
 @final
@@ -169,14 +170,13 @@ class Intake:
             group = self._groups[session_id] = _Group(session_id, event.term, [])
             self._ops.append(group)
         group.events.append(event)
-        self._count(size)
+        group.size += self._count(size)
 
     def put_repeat(self, session_id: str, event: StoredEvent, size: int) -> None:
         """Take an event whose number is committed, so that the store compares its bytes."""
         if self._is_closed:
             return
-        self._ops.append(_Group(session_id, event.term, [event]))
-        self._count(size)
+        self._ops.append(_Group(session_id, event.term, [event], self._count(size)))
 
     def put(self, note: Note, size: int) -> None:
         """Take anything else; never waits.
@@ -190,10 +190,24 @@ class Intake:
         self._ops.append(note)
         self._count(size)
 
-    def _count(self, size: int) -> None:
-        self._pending += size + OVERHEAD
-        self._budget.take(size + OVERHEAD)
+    def _count(self, size: int) -> int:
+        counted = size + OVERHEAD
+        self._pending += counted
+        self._budget.take(counted)
         self._work.unpark_all()
+        return counted
+
+    def drop_events(self, session_id: str) -> None:
+        """Forget a session's events that no commit has begun with: its term has ended."""
+        kept: list[_Group | Note] = []
+        for op in self._ops:
+            if isinstance(op, _Group) and op.session_id == session_id:
+                self._pending -= op.size
+                self._budget.give_back(op.size)
+            else:
+                kept.append(op)
+        self._ops = kept
+        self._groups.pop(session_id, None)
 
     async def wait_room(self) -> None:
         """Wait until the link, and the host, hold less than they may."""
@@ -254,9 +268,10 @@ class Intake:
 
     async def close(self) -> None:
         """Commit the rest, and take nothing more. :meth:`abandon` if that cannot be done."""
-        if await self.commit():
-            self._is_closed = True
-            self._room.unpark_all()
+        while await self.commit():
+            if not self._ops:  # nothing has come during the commit
+                self._is_closed = True
+                self._room.unpark_all()
 
     def abandon(self) -> None:
         """Take nothing more, and forget what is not committed; its readers are broken off."""

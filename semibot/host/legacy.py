@@ -181,6 +181,15 @@ class LegacySessions:
         self._wants_end(run, command_id, reason)
         self._wake()
 
+    def stop(self, session_id: str, run_id: str, reason: str) -> None:
+        """Have a run end as cancelled, without anybody who waits for a receipt."""
+        session = self._sessions.get(session_id)
+        run = session.run if session is not None else None
+        if run is not None and run.run_id == run_id:
+            self._send(Cancel(session_id=session_id, data={"reason": reason}))
+            self._wants_end(run, None, reason)
+            self._wake()
+
     def wrote(self, session_id: str, last_seq: int) -> None:
         """Note that the host itself put events into a session, up to *last_seq*."""
         session = self._sessions.get(session_id)
@@ -190,16 +199,6 @@ class LegacySessions:
     def drop(self, session_id: str) -> None:
         """Forget a session; what the VM still says of it is dropped."""
         self._sessions.pop(session_id, None)
-
-    def open_run(self, session_id: str) -> str | None:
-        """Return the run that a session is busy with."""
-        session = self._sessions.get(session_id)
-        return session.run.run_id if session is not None and session.run is not None else None
-
-    def last_seq(self, session_id: str) -> int | None:
-        """Return the number of a session's newest event, for its snapshots."""
-        session = self._sessions.get(session_id)
-        return session.next_seq - 1 if session is not None else None
 
     async def _adopt(self, row: SessionRow) -> _Session:
         tail = await adopt_tail(self._relay, row.id, row.term, row.last_seq)
@@ -290,9 +289,7 @@ class LegacySessions:
     async def _start(self, session: _Session, run: OpenRun) -> None:
         if not run.has_started:
             run.has_started = True
-            started = RunStarted(
-                run_id=run.run_id, message_id=run.message_id, message=run.message
-            )
+            started = RunStarted(run_id=run.run_id, message_id=run.message_id, message=run.message)
             await self._say(session, run.run_id, started.type, encode_event(started))
 
     async def _end(
@@ -333,9 +330,9 @@ class LegacySessions:
         event = StoredEvent(
             term=session.term, seq=session.next_seq, run_id=run_id, type=event_type, data=data
         )
-        session.next_seq += 1
-        self._intake.put_event(session.id, event, len(data))
         tail.receive(event, waits_for_commit=True)
+        self._intake.put_event(session.id, event, len(data))
+        session.next_seq += 1
 
     def _wake(self) -> None:
         self._changed.set()

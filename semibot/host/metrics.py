@@ -36,7 +36,7 @@ class _Labels:
 
     def key(self, labels: Mapping[str, str]) -> _Key:
         """Return the values in order; refuse names that the metric does not have."""
-        if labels.keys() != set(self._names):
+        if set(labels) != set(self._names):
             message = f"{self._metric} has the labels {self._names}, not {tuple(labels)}"
             raise ValueError(message)
         return tuple(labels[name] for name in self._names)

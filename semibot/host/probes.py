@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Final, final
+from typing import Final, final
 
 import semibot
 from semibot.errors import DeadlineExceeded, StoreError
@@ -13,12 +13,10 @@ from semibot.wire.codec import JsonValue, dump_json
 from .answers import RETRY_AFTER, Answer, HttpError, success
 from .asgi import Asked, Handler
 from .bodies import MAX_BODY_BYTES, MAX_BUDGET_MS, MAX_MESSAGE_BYTES, MAX_PAGE, RUNTIMES
+from .core import HostCore
 from .metrics import CONTENT_TYPE
 from .openapi import describe
 from .safety import has_local_user
-
-if TYPE_CHECKING:
-    from .core import HostCore
 
 MAX_WAITING: Final = 16
 """Runs that one session may queue (protocol section 6)."""

@@ -300,7 +300,11 @@ class Requests:
     async def _skill_package(self, params: JsonObject) -> JsonObject:
         skill_id, version = _text(params, "skill_id"), _text_or_none(params, "version")
         package = await self._ports.threads.run_sync(
-            _read_package, self._skills_dir, skill_id, version, limiter="files",
+            _read_package,
+            self._skills_dir,
+            skill_id,
+            version,
+            limiter="files",
             abandon_on_cancel=True,
         )
         return {"package": package}

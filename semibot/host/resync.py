@@ -54,11 +54,19 @@ def _shorten(run: JsonObject, excess: int) -> JsonObject:
     First goes the beginning of its text, as readers append to the end, then its open calls.
     """
     text = run.get("text")
-    length = len(text) if isinstance(text, str) else 0
-    shorter = {**run, "text": text[excess:] if isinstance(text, str) else ""}
-    if length < excess:
-        shorter["open_calls"] = ()
-    return shorter
+    text = text if isinstance(text, str) else ""
+    room = _size(text) - excess
+    if room < 0:
+        return {**run, "text": "", "open_calls": ()}
+    text = text[max(0, len(text) - room) :]  # a character takes at least one byte
+    while _size(text) > room:
+        text = text[len(text) // 8 + 1 :]
+    return {**run, "text": text}
+
+
+def _size(text: str) -> int:
+    """Return how many bytes *text* takes inside a JSON string."""
+    return len(dump_json(text).encode()) - len('""')
 
 
 def _encode(

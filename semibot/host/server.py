@@ -22,6 +22,7 @@ from hypercorn.app_wrappers import ASGIWrapper
 from hypercorn.config import Config
 from hypercorn.trio.tcp_server import TCPServer
 from hypercorn.trio.worker_context import WorkerContext
+from hypercorn.typing import ASGIFramework
 
 from semibot.config import Deadlines
 from semibot.lifetimes import grace, open_services
@@ -95,6 +96,7 @@ class BoundedStream:
         A head that takes longer than ``http.request_head``, or is refused, is answered
         here, and the connection ends.
         """
+        data: bytes | bytearray = b""
         while not self._is_aborted:
             if self._heads.is_inside_head:
                 self._head_began = min(self._head_began, trio.current_time())
@@ -119,8 +121,9 @@ class BoundedStream:
         return b""
 
     async def _refuse(self, status: int, reason: str) -> None:
-        """Answer a request that nobody else sees, unless another answer is under way."""
-        if self._heads.requests:
+        """Answer a request that nobody else sees, and end the connection."""
+        if self._heads.requests:  # an earlier answer may be under way
+            await self.abort()
             return
         body = dump_json(
             {"success": False, "error": {"code": f"HTTP_{status}", "message": reason}}
@@ -130,6 +133,8 @@ class BoundedStream:
             f"Content-Length: {len(body)}\r\nConnection: close\r\n\r\n"
         )
         await self.send_all(head.encode() + body)
+        send_eof = getattr(self._stream, "send_eof", self._stream.aclose)
+        await send_eof()
 
     async def send_all(self, data: bytes) -> None:
         """Send *data*; a peer that accepts nothing for ``http.stall_timeout`` is cut off.
@@ -209,11 +214,11 @@ class Server:
         self._streams.add(bounded)
         try:
             await TCPServer(
-                ASGIWrapper(cast("Any", self._app_for(bounded))),
+                ASGIWrapper(cast("ASGIFramework", self._app_for(bounded))),
                 _make_config(),
                 self._context,
                 {},
-                cast("Any", bounded),
+                cast("trio.SSLStream[trio.SocketStream]", bounded),
             )
         except (OSError, trio.BrokenResourceError, trio.ClosedResourceError) as exc:
             log.debug("connection ended", error=repr(exc))

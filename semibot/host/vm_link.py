@@ -149,6 +149,8 @@ class VmLink:
     is_live: bool = attrs.field(default=False, init=False)
     """Whether commands may be sent: ``resume`` is answered (level 2), ``init`` is sent
     (level 1)."""
+    is_lost: bool = attrs.field(default=False, init=False)
+    """Whether the VM was lost, so that its silence means nothing more."""
     ending: tuple[int, str] | None = attrs.field(default=None, init=False)
     """Close code and reason, once the link is to end."""
     scope: trio.CancelScope = attrs.field(factory=trio.CancelScope, init=False)

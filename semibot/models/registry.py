@@ -59,7 +59,7 @@ def resolve_model(spec: str | ModelFactory | None) -> ModelFactory:
         return _open_by_environment
     if not isinstance(spec, str):
         return spec
-    provider, name = _parse(spec)
+    provider, name = parse_spec(spec)
     return PROVIDERS[provider].make(name)
 
 
@@ -73,29 +73,35 @@ async def _open_by_environment(ports: Ports, deadlines: Deadlines) -> AsyncGener
 def _choose(environment: Mapping[str, str]) -> ModelFactory:
     wanted = environment.get("SEMIBOT_MODEL", "").strip()
     if wanted:
-        key, name = _parse_leniently(wanted)
-        if _is_configured(PROVIDERS[key], environment):
+        key, name = parse_leniently(wanted)
+        if is_configured(PROVIDERS[key], environment):
             return PROVIDERS[key].make(name)
     for provider in PROVIDERS.values():
-        if provider.variables and _is_configured(provider, environment):
+        if provider.variables and is_configured(provider, environment):
             return provider.make(None)
     return demonstration_model()
 
 
-def _is_configured(provider: Provider, environment: Mapping[str, str]) -> bool:
+def is_configured(provider: Provider, environment: Mapping[str, str]) -> bool:
+    """Return whether *environment* has what a provider needs."""
     return not provider.variables or any(
         environment.get(variable, "").strip() for variable in provider.variables
     )
 
 
-def _parse_leniently(spec: str) -> tuple[str, str | None]:
+def parse_leniently(spec: str) -> tuple[str, str | None]:
+    """Split ``provider:name`` of ``SEMIBOT_MODEL``; an unknown provider is part of the name."""
     # A variable that is set once for several programs may hold just a name with a colon.
     is_known = spec.partition(":")[0] in PROVIDERS
-    return _parse(spec if is_known else f"{BARE_NAME_PROVIDER}:{spec}")
+    return parse_spec(spec if is_known else f"{BARE_NAME_PROVIDER}:{spec}")
 
 
-def _parse(spec: str) -> tuple[str, str | None]:
-    """Split ``provider:name``; the name may have colons in it, as ``llama3:8b`` has."""
+def parse_spec(spec: str) -> tuple[str, str | None]:
+    """Split ``provider:name``; the name may have colons in it, as ``llama3:8b`` has.
+
+    Raises:
+        UsageError: If there is no such provider.
+    """
     provider, colon, name = spec.strip().partition(":")
     if not colon:
         return (provider, None) if provider in PROVIDERS else (BARE_NAME_PROVIDER, provider)

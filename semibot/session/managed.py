@@ -22,16 +22,12 @@ import enum
 import math
 from collections import deque
 from collections.abc import Mapping
-from pathlib import Path
-from typing import Final, cast, final
+from typing import Final, TypeVar, cast, final
 
-import attrs
 import trio
 
-from semibot.config import Deadlines
 from semibot.errors import AdapterError, RemoteProtocolError, SemibotError, UsageError
 from semibot.logs import get_logger
-from semibot.ports import Ports
 from semibot.wire.chat import Message
 from semibot.wire.codec import JsonObject, scrub, structure, unstructure
 from semibot.wire.frames import (
@@ -40,12 +36,11 @@ from semibot.wire.frames import (
     Command,
     CommandAck,
     ConfigUpdate,
-    FireAndForget,
     StartSession,
     StopSession,
     UserMessage,
 )
-from semibot.wire.plane import Lane, PlaneLink
+from semibot.wire.plane import Lane
 from semibot.wire.receipts import Receipt
 from semibot.workspace.state import StateOrigin
 
@@ -56,17 +51,15 @@ from .ending import type_names
 from .execution import Execution
 from .journal import Journal
 from .opening import SessionPlace, on_disk, open_core
-from .reports import Reporter
-from .seats import Seats
-from .snapshots import make_snapshot, read_snapshot
+from .snapshots import SnapshotKeeper, read_snapshot
+from .vm_parts import VmParts
 
 log: Final = get_logger(__name__)
 
-SNAPSHOT_INTERVAL: Final = 60.0
-"""How often the host gets a snapshot while a run is active, in seconds."""
+T = TypeVar("T")
 
 MAX_REMEMBERED: Final = 64
-"""Of how many ended runs the receipts are kept, and of how many unknown ones the cancels."""
+"""How many receipts, cancels of unknown runs and changes of configuration are kept."""
 
 MAX_REASON: Final = 200
 """Most characters of the reason that a host gives."""
@@ -75,28 +68,6 @@ DEFAULT_RUNTIME: Final = "graph"
 """The adapter of a session whose host names none."""
 
 _RUNTIMES: Final[Mapping[str | None, str]] = {None: DEFAULT_RUNTIME, "semigraph": DEFAULT_RUNTIME}
-
-
-@attrs.frozen(kw_only=True)
-class Plant:
-    """What all sessions of a VM share."""
-
-    link: PlaneLink
-    """The way to the host."""
-    adapters: Mapping[str, AdapterFactory]
-    """What drives sessions, by ``runtime_type``."""
-    workspace: Path
-    """Where agents work; absolute."""
-    state_dir: Path | None
-    """Where sessions are kept; absolute. None means the workspace."""
-    deadlines: Deadlines
-    """The bounds."""
-    ports: Ports
-    """The seams."""
-    seats: Seats
-    """How many sessions may be open at once."""
-    reporter: Reporter
-    """The way of reports."""
 
 
 class Ending(enum.IntEnum):
@@ -113,7 +84,7 @@ class ManagedSession:
 
     Args:
         start: What it is started with.
-        plant: What it shares with others.
+        parts: What it shares with others.
         answers: What earlier commands of the same session were answered with.
         predecessor: The holding of the same session before this one, if it may still be
             there: it has the directory, and maybe something to say.
@@ -122,7 +93,7 @@ class ManagedSession:
     def __init__(
         self,
         start: StartSession,
-        plant: Plant,
+        parts: VmParts,
         *,
         answers: Answers,
         predecessor: ManagedSession | None = None,
@@ -132,14 +103,9 @@ class ManagedSession:
         self.answers: Final = answers
         self._start: StartSession | None = start
         self._data = start.data
-        self._plant = plant
+        self._parts = parts
         self._predecessor = predecessor
-        before = 0 if predecessor is None else predecessor._journal.term
-        self._journal = Journal(
-            term=before + 1 if start.term is None else start.term,
-            next_seq=start.next_seq or 1,
-            max_bytes=0,  # the lane keeps what the host has not
-        )
+        self._journal: Journal = self._make_journal(start, predecessor)
         self._lane: Lane | None = None
         self._early_notes: list[Note] = []
         self._core: SessionCore | None = None
@@ -157,11 +123,22 @@ class ManagedSession:
         self._patches: list[JsonObject] = []
         self._ending: Ending | None = None
         self._news = trio.lowlevel.ParkingLot()
-        self._snapshot_is_due = trio.Event()
-        self._last_snapshot: tuple[str, int] | None = None
+        self._snapshots = SnapshotKeeper(self.id, self.term, parts.deadlines, parts.ports)
         self._gone = trio.Event()
         if predecessor is None or predecessor.is_fenced:
             self._open_lane()
+
+    @staticmethod
+    def _make_journal(start: StartSession, predecessor: ManagedSession | None) -> Journal:
+        term = start.term or 1  # level 1 knows no terms
+        if predecessor is not None:
+            before = predecessor._journal
+            if not predecessor.is_fenced and start.term in {None, before.term}:
+                return before  # goes on, so that no number is used twice
+            if start.term is None:
+                term = before.term + 1
+        # Nothing is kept here: the lane keeps what the host has not.
+        return Journal(term=term, next_seq=start.next_seq or 1, max_bytes=0)
 
     # --- where it stands --------------------------------------------------------------
 
@@ -211,7 +188,7 @@ class ManagedSession:
             self.answers.expect(command_id)
         match frame:
             case StartSession():
-                self._wants_open = True
+                self._wants_open = not self.is_open
                 self._acknowledge(command_id)
             case UserMessage():
                 self._take_message(frame)
@@ -220,7 +197,7 @@ class ManagedSession:
             case StopSession():
                 self._take_stop(frame)
             case ConfigUpdate():
-                self._patches.append(frame.patch)
+                self._patches = [*self._patches, frame.patch][-MAX_REMEMBERED:]
                 if self._core is not None:
                     self._core.host.configure(frame.patch)
                 self._acknowledge(command_id)
@@ -240,7 +217,7 @@ class ManagedSession:
         self._journal.lead_into(None)
         self._lane = None
         self.answers.clear()
-        self._plant.link.discard_lane(self.id)
+        self._parts.link.discard_lane(self.id)
         self._end(Ending.FENCED, "another plane holds the session")
 
     def _end(self, ending: Ending, reason: str) -> None:
@@ -262,18 +239,21 @@ class ManagedSession:
         data = frame.data
         now = trio.current_time()
         run = Execution(
-            id=frame.run_id or self._plant.ports.ids.new_id(),
+            id=frame.run_id or self._parts.ports.ids.new_id(),
             message=data.message,
-            message_id=data.message_id or self._plant.ports.ids.new_id(),
+            message_id=data.message_id or self._parts.ports.ids.new_id(),
             metadata=data.metadata,
             given_history=_messages(data.history) or None,
             expires_at=math.inf if data.deadline_ms is None else now + data.deadline_ms / 1000,
             journal=self._journal,
             observer=self,
         )
-        if self._ending is not None or run.id in self._unfinished or run.id in self._receipts:
-            log.warning("message is out of place", session_id=self.id, run_id=run.id)
+        if run.id in self._unfinished or run.id in self._receipts:
+            log.warning("message of a run that is there already", run_id=run.id)
             self._acknowledge(frame.command_id)
+            return
+        if self._ending is not None:
+            log.warning("message to a session that ends", run_id=run.id)
             return
         reason = self._early_cancels.pop(run.id, None)
         if data.cancelled:
@@ -287,7 +267,7 @@ class ManagedSession:
         self._unfinished[run.id] = run
         self._arrived.append(run)
         self._is_aside = False
-        self._plant.seats.use(self)
+        self._parts.seats.use(self)
 
     def _take_cancel(self, frame: Cancel) -> None:
         reason = _short(frame.why)
@@ -353,8 +333,8 @@ class ManagedSession:
         _keep(self._receipts, run.id, receipt)
         for command_id in self._cancels.pop(run.id, ()):
             self._answer_stop(command_id, receipt)
-        self._plant.reporter.report_usage(self.id, run)
-        self._snapshot_is_due.set()
+        self._parts.reporter.report_usage(self.id, run)
+        self._snapshots.ask()
         self._news.unpark_all()
 
     # --- the one task -----------------------------------------------------------------
@@ -381,7 +361,7 @@ class ManagedSession:
             self._gone.set()
 
     def _open_lane(self) -> None:
-        link, journal = self._plant.link, self._journal
+        link, journal = self._parts.link, self._journal
         self._lane = link.open_lane(self.id, journal.term, journal.next_seq)
         journal.lead_into(self._lane)
         for note in self._early_notes:
@@ -393,7 +373,7 @@ class ManagedSession:
             known = None if run_id is None else self._receipts.get(run_id)
             self._answer_stop(command_id, known or Receipt(run_id=None, already=True))
         if self._ending is Ending.STOPPED:
-            self._plant.link.close_lane(self.id)
+            self._parts.link.close_lane(self.id)
 
     async def _hold_open(self) -> None:
         """Open the core and keep it until the session ends, fails, or is put aside."""
@@ -404,16 +384,16 @@ class ManagedSession:
         try:
             with self._opening:
                 factory = self._adapter_factory()
-                await self._plant.seats.take(self)
+                await self._parts.seats.take(self)
                 async with open_core(
                     factory,
                     await self._make_place(),
                     session_id=self.id,
                     payload=_payload(self._data),
-                    control_plane=self._plant.link,
+                    control_plane=self._parts.link,
                     record=None,
-                    deadlines=self._plant.deadlines,
-                    ports=self._plant.ports,
+                    deadlines=self._parts.deadlines,
+                    ports=self._parts.ports,
                 ) as core:
                     has_opened = self._was_open = True
                     self._start = None
@@ -424,21 +404,24 @@ class ManagedSession:
             log.exception("session broke down", session_id=self.id)
             failure = AdapterError(f"the session broke down: {type_names(exc)}")
         finally:
-            core, self._core = self._core, None
-            self._plant.seats.give_back(self)
+            used, self._core = self._core, None
+            self._parts.seats.give_back(self)
         if failure is not None:
             log.warning("session is not open", session_id=self.id, error=str(failure))
             if not has_opened:
                 self._fail_arrived(failure)
-        if core is not None:
-            await self._put_snapshot(core)
+        if used is not None:
+            await self._snapshots.put(used, self._current_lane)
+
+    def _current_lane(self) -> Lane | None:
+        return self._lane
 
     def _adapter_factory(self) -> AdapterFactory:
         asked = self._data.runtime_type
         name = _RUNTIMES.get(asked, asked)
-        factory = self._plant.adapters.get(name or DEFAULT_RUNTIME)
+        factory = self._parts.adapters.get(name or DEFAULT_RUNTIME)
         if factory is None:
-            known = ", ".join(sorted(self._plant.adapters))
+            known = ", ".join(sorted(self._parts.adapters))
             raise AdapterError(
                 f"this VM has no runtime {_short(str(asked))!r}; it has {known}",
                 code="UNKNOWN_RUNTIME",
@@ -446,7 +429,7 @@ class ManagedSession:
         return factory
 
     async def _make_place(self) -> SessionPlace:
-        plant, start = self._plant, self._start
+        plant, start = self._parts, self._start
         origin: StateOrigin | None = None
         if self.term is not None:
             checkpoint, memory = None, ""
@@ -479,65 +462,17 @@ class ManagedSession:
     async def _work(self, core: SessionCore) -> None:
         """Admit what arrives, until the core is to be closed."""
         self._core = core
+        self._wants_open = False  # said again while it was opened
         for patch in self._patches:
             core.host.configure(patch)
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(self._keep_snapshots, core)
+            nursery.start_soon(self._snapshots.serve, core, self._current_lane)
             while not self.is_leaving:
                 while self._arrived and not core.conductor.is_closing:
                     core.conductor.admit(self._arrived.popleft(), "interrupt")
                 # Unbounded on purpose: the next command.
                 await self._news.park()
             nursery.cancel_scope.cancel("the session is closed or put aside")
-
-    # --- snapshots --------------------------------------------------------------------
-
-    async def _keep_snapshots(self, core: SessionCore) -> None:
-        """Put a snapshot into the lane after each run, and now and then during one."""
-        while True:
-            with trio.move_on_after(SNAPSHOT_INTERVAL):
-                await self._snapshot_is_due.wait()
-            if self._snapshot_is_due.is_set() or self._unfinished:
-                await self._put_snapshot(core)
-
-    async def _put_snapshot(self, core: SessionCore) -> None:
-        """Put a snapshot into the lane, if there is anything new; what fails is logged."""
-        self._snapshot_is_due = trio.Event()
-        checkpoint = core.conversation.newest
-        if checkpoint is None:
-            return
-        run = core.conductor.current
-        is_running = run is not None and checkpoint.run_id == run.id and run.terminal_seq is None
-        partial = run.text if run is not None and is_running else ""
-        covers_seq = self._journal.next_seq - 1 if partial else checkpoint.covers_seq
-        if self._last_snapshot == (checkpoint.id, covers_seq):
-            return
-        ports = self._plant.ports
-
-        def make() -> JsonObject | None:
-            return make_snapshot(
-                checkpoint,
-                core.state.memory,
-                partial=partial,
-                covers_seq=covers_seq,
-                term=self.term,
-            )
-
-        try:
-            params = await on_disk(ports, self._plant.deadlines, make)
-        except (OSError, SemibotError) as exc:
-            log.warning("no snapshot", session_id=self.id, error=repr(exc))
-            return
-        if params is not None and self._lane is not None:
-            self._last_snapshot = (checkpoint.id, covers_seq)
-            self._lane.put_snapshot(
-                FireAndForget(
-                    session_id=self.id,
-                    method="snapshot_sync",
-                    params=params,
-                    id=ports.ids.new_id(),
-                )
-            )
 
 
 def _payload(data: object) -> JsonObject:
@@ -560,7 +495,7 @@ def _short(text: str) -> str:
     return scrub(text)[:MAX_REASON]
 
 
-def _keep(mapping: dict[str, object], key: str, value: object) -> None:
+def _keep(mapping: dict[str, T], key: str, value: T) -> None:
     mapping[key] = value
     while len(mapping) > MAX_REMEMBERED:
         del mapping[next(iter(mapping))]

@@ -9,7 +9,7 @@ there is one directory and one way out per session.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import AsyncGenerator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Final, cast, final
@@ -19,6 +19,7 @@ import structlog
 import trio
 
 from semibot.config import Deadlines
+from semibot.errors import LocalProtocolError
 from semibot.lifetimes import grace, open_services
 from semibot.live import live_ports
 from semibot.logs import get_logger
@@ -41,10 +42,11 @@ from semibot.wire.receipts import Receipt
 
 from .adapter import AdapterFactory
 from .answers import Answers, Note
-from .managed import ManagedSession, Plant
+from .managed import ManagedSession
 from .opening import existing_directory, on_disk
 from .reports import Reporter
 from .seats import MAX_OPEN, Seats
+from .vm_parts import VmParts
 
 log: Final = get_logger(__name__)
 
@@ -74,6 +76,7 @@ async def open_session_manager(
     workspace: Path | str,
     state_dir: Path | None = None,
     max_open: int = MAX_OPEN,
+    on_configure: Callable[[PlaneSettings], None] | None = None,
     deadlines: Deadlines | None = None,
     ports: Ports | None = None,
 ) -> AsyncGenerator[SessionManager]:
@@ -94,6 +97,8 @@ async def open_session_manager(
             ``.semibot``. Tools cannot reach it.
         max_open: How many sessions have an adapter at once, at least 1. The others are put
             aside while they are idle, and go on at their next message.
+        on_configure: Told what the host says in ``init``, such as keys for models, each
+            time before any session is started with it; never waits.
         deadlines: The bounds.
         ports: The seams; real ones by default.
 
@@ -108,7 +113,7 @@ async def open_session_manager(
     root = await on_disk(ports, bounds, existing_directory, Path(workspace))
     async with open_watchdog(ports), open_services() as services:
         reporter = Reporter(link)
-        plant = Plant(
+        parts = VmParts(
             link=link,
             adapters=adapters,
             workspace=root,
@@ -120,7 +125,7 @@ async def open_session_manager(
             seats=Seats(max_open),
             reporter=reporter,
         )
-        manager = SessionManager(plant)
+        manager = SessionManager(parts, on_configure)
         services.start_soon(manager.serve, name="sessions")
         services.start_soon(reporter.serve, name="reports")
         with link.attach(manager):
@@ -136,8 +141,11 @@ async def open_session_manager(
 class SessionManager:
     """The sessions of a VM. Made only by :func:`open_session_manager`."""
 
-    def __init__(self, plant: Plant) -> None:
-        self._plant = plant
+    def __init__(
+        self, parts: VmParts, on_configure: Callable[[PlaneSettings], None] | None
+    ) -> None:
+        self._parts = parts
+        self._on_configure = on_configure
         self._settings: PlaneSettings | None = None
         self._held: dict[str, ManagedSession] = {}
         self._former: dict[str, ManagedSession] = {}
@@ -167,6 +175,8 @@ class SessionManager:
     def configure(self, settings: PlaneSettings) -> None:
         """Take what ``init`` said; sessions that open from now on see it."""
         self._settings = settings
+        if self._on_configure is not None:
+            self._on_configure(settings)
 
     def active_sessions(self) -> Sequence[str]:
         """Return the sessions that are held."""
@@ -211,9 +221,9 @@ class SessionManager:
         before = self._former.get(session_id)
         session = ManagedSession(
             frame,
-            self._plant,
+            self._parts,
             answers=Answers() if before is None else before.answers,
-            predecessor=None if before is None or before.is_gone else before,
+            predecessor=before,
         )
         self._held[session_id] = session
         self._alive.add(session)
@@ -259,9 +269,13 @@ class SessionManager:
                 note = CommandAck(commands=(command_id,))
             case UserMessage():
                 return  # there is no number that its events could have
-        lane = self._plant.link.open_lane(session_id, 1, 1)
+        try:
+            lane = self._parts.link.open_lane(session_id, 1, 1)
+        except LocalProtocolError as exc:  # it has something to say from before, which goes first
+            log.warning("command is not answered", session_id=session_id, error=str(exc))
+            return
         lane.put_note(note)
-        self._plant.link.close_lane(session_id)
+        self._parts.link.close_lane(session_id)
 
     # --- the sessions' tasks ----------------------------------------------------------
 

@@ -1,26 +1,37 @@
 """Snapshots: what a host keeps of a session, so that another VM can continue it.
 
 A snapshot is the session's newest checkpoint and the short-term memory that belongs to it
-(protocol section 4, ``snapshot_sync``). Everything here blocks on files or on large JSON,
-and runs in worker threads.
+(protocol section 4, ``snapshot_sync``). Making one means to read a file and to write large
+JSON, so that is done in a worker thread, beside the runs.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from typing import Final, cast
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
+from typing import Final, cast, final
 
 import attrs
+import trio
 
-from semibot.errors import RemoteProtocolError
+from semibot.config import Deadlines
+from semibot.errors import RemoteProtocolError, SemibotError
 from semibot.logs import get_logger
+from semibot.ports import Ports
 from semibot.wire.chat import Message
 from semibot.wire.codec import JsonObject, dump_json, structure, unstructure
-from semibot.wire.frames import MAX_FRAME_BYTES, SessionSnapshot
+from semibot.wire.frames import MAX_FRAME_BYTES, FireAndForget, SessionSnapshot
+from semibot.wire.plane import Lane
 from semibot.workspace.checkpoints import Checkpoint
 from semibot.workspace.memory import ShortTermMemory
 
+from .core import SessionCore
+from .opening import on_disk
+
 log: Final = get_logger(__name__)
+
+SNAPSHOT_INTERVAL: Final = 60.0
+"""How often the host gets a snapshot while a run is active, in seconds."""
 
 MAX_SNAPSHOT_BYTES: Final = MAX_FRAME_BYTES - 64 * 1024
 """Largest snapshot; the rest of the frame is for its other fields."""
@@ -32,11 +43,93 @@ MAX_SHORT_HISTORY: Final = 4 * 1024 * 1024
 """Most bytes of the history in a snapshot that is still too large then."""
 
 
+@final
+class SnapshotKeeper:
+    """Puts a session's snapshots into its lane.
+
+    Args:
+        session_id: The session.
+        term: Its term; None on level 1.
+        deadlines: The bounds.
+        ports: The seams.
+    """
+
+    def __init__(
+        self, session_id: str, term: int | None, deadlines: Deadlines, ports: Ports
+    ) -> None:
+        self._session_id = session_id
+        self._term = term
+        self._deadlines = deadlines
+        self._ports = ports
+        self._is_due = trio.Event()
+        self._last: tuple[str, int] | None = None
+
+    def ask(self) -> None:
+        """Ask for a snapshot; never waits."""
+        self._is_due.set()
+
+    async def serve(self, core: SessionCore, find_lane: Callable[[], Lane | None]) -> None:
+        """Put a snapshot into the lane when asked, and now and then during a run.
+
+        Args:
+            core: The open session.
+            find_lane: Returns its lane, or None if nothing may be said any more.
+        """
+        while True:
+            with trio.move_on_after(SNAPSHOT_INTERVAL):
+                await self._is_due.wait()
+            if self._is_due.is_set() or core.conductor.current is not None:
+                await self.put(core, find_lane)
+
+    async def put(self, core: SessionCore, find_lane: Callable[[], Lane | None]) -> None:
+        """Put a snapshot into the lane if there is anything new; what fails is logged.
+
+        Args:
+            core: The session; it may be closed.
+            find_lane: See :meth:`serve`.
+        """
+        self._is_due = trio.Event()
+        checkpoint = core.conversation.newest
+        if checkpoint is None:
+            return
+        run = core.conductor.current
+        said = ""
+        if run is not None and run.id == checkpoint.run_id and run.terminal_seq is None:
+            said = run.text
+        covers_seq = core.journal.next_seq - 1 if said else checkpoint.covers_seq
+        if self._last == (checkpoint.id, covers_seq):
+            return
+        make = partial(
+            make_snapshot,
+            checkpoint,
+            core.state.memory,
+            said=said,
+            covers_seq=covers_seq,
+            term=self._term,
+        )
+        try:
+            params = await on_disk(self._ports, self._deadlines, make)
+        except (OSError, SemibotError) as exc:
+            log.warning("no snapshot", session_id=self._session_id, error=repr(exc))
+            return
+        lane = find_lane()
+        if params is not None and lane is not None:
+            self._last = (checkpoint.id, covers_seq)
+            lane.put_snapshot(
+                FireAndForget(
+                    session_id=self._session_id,
+                    method="snapshot_sync",
+                    params=params,
+                    id=self._ports.ids.new_id(),
+                )
+            )
+
+
 def make_snapshot(
     checkpoint: Checkpoint,
     memory: ShortTermMemory,
     *,
-    partial: str = "",
+    said: str = "",
     covers_seq: int,
     term: int | None,
 ) -> JsonObject | None:
@@ -48,7 +141,7 @@ def make_snapshot(
     Args:
         checkpoint: The newest checkpoint.
         memory: The short-term memory.
-        partial: What the run under way has said since.
+        said: What the run under way has said since.
         covers_seq: Number of the last event that is covered.
         term: The session's term; None leaves out what level 1 does not know.
 
@@ -58,9 +151,9 @@ def make_snapshot(
     Raises:
         OSError: If the memory cannot be read.
     """
-    if partial:
-        said = Message(role="assistant", content=partial)
-        checkpoint = attrs.evolve(checkpoint, history=(*checkpoint.history, said))
+    if said:
+        answer = Message(role="assistant", content=said)
+        checkpoint = attrs.evolve(checkpoint, history=(*checkpoint.history, answer))
     content = memory.content(checkpoint.memory_bytes)
     for form, text in _forms(checkpoint, content):
         params: dict[str, object] = {

@@ -14,7 +14,9 @@ from semibot.errors import ConfigError, DataDirectoryInUse
 def claim_directory(database: Path) -> int:
     """Make the directory of *database*, take its lock, and make the file if it is missing.
 
-    The directory and the file are for their owner only (0700 and 0600), also if they existed.
+    The files are for their owner only (0600), and so is the directory (0700) if it is new,
+    empty, or has a database in it. Any other directory stays as it is, and is refused if
+    others may write in it.
 
     Args:
         database: The database file.
@@ -28,8 +30,7 @@ def claim_directory(database: Path) -> int:
     """
     directory = database.parent
     try:
-        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-        directory.chmod(0o700)
+        _make_private(directory, database)
         lock = _open_regular(directory / "lock")
         try:
             _take(lock, directory)
@@ -42,6 +43,14 @@ def claim_directory(database: Path) -> int:
         message = f"cannot keep data in {directory}: {reason}; pass another --data-dir"
         raise ConfigError(message) from exc
     return lock
+
+
+def _make_private(directory: Path, database: Path) -> None:
+    directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+    if database.exists() or not any(directory.iterdir()):
+        directory.chmod(0o700)
+    elif directory.stat().st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+        raise PermissionError(errno.EPERM, "others may write there")
 
 
 def _take(lock: int, directory: Path) -> None:

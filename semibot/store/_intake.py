@@ -9,7 +9,7 @@ it came, because a receipt or a snapshot means something only after the events b
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import assert_never, final
 
 import attrs
@@ -55,7 +55,13 @@ def commit_intake(db: Database, link: LinkRef, ops: Sequence[IntakeOp]) -> Intak
         match op:
             case EventsIn():
                 if op.session_id not in refused:
-                    ended_runs += _insert(db, op.session_id, new_events[index])
+                    _insert(db, op.session_id, new_events[index])
+                    # Of repeats too: whoever sent it first may not know that it was committed.
+                    ended_runs += [
+                        (op.session_id, event.run_id)
+                        for event in op.events
+                        if event.type in TERMINAL_TYPES
+                    ]
             case CommandsDone():
                 for command_id in op.command_ids:
                     _finish(db, link, command_id)
@@ -159,14 +165,11 @@ class _Check:
         return self._over[event.run_id]
 
 
-def _insert(
-    db: Database, session_id: str, events: Sequence[StoredEvent]
-) -> Iterator[tuple[str, str]]:
+def _insert(db: Database, session_id: str, events: Sequence[StoredEvent]) -> None:
     for event in events:
         insert_event(db, session_id, event)
     if events:
         move_end(db, session_id, events[-1].seq)
-    return ((session_id, event.run_id) for event in events if event.type in TERMINAL_TYPES)
 
 
 def _finish(db: Database, link: LinkRef, command_id: str) -> int:

@@ -118,7 +118,10 @@ def end_unwritten_runs(
             break
         events += insert_host_events(db, session_id, run, _unwritten_end(run, outcome))
         ended.append(run.id)
-        db.change("UPDATE commands SET is_done = 1 WHERE run_id = ? AND is_done = 0", (run.id,))
+        db.change(
+            "UPDATE commands SET is_done = 1 WHERE session_id = ? AND run_id = ? AND is_done = 0",
+            (session_id, run.id),
+        )
     if not ended:
         return None
     return SessionLoss(

@@ -47,6 +47,9 @@ LAST_POSITION: Final = 2**63 - 1
 MESSAGE_FRAME: Final = 64
 """Bytes that a message may take for names and punctuation beyond what is counted."""
 
+VIEW_FRAME: Final = 256
+"""Bytes that what a reader gets may take beyond its messages and its run."""
+
 
 # --- pages ----------------------------------------------------------------------------
 
@@ -216,8 +219,9 @@ def resync_view(db: Database, session_id: str, max_bytes: int) -> ResyncView | N
     session = find_session(db, session_id)
     if session is None:
         return None
-    run, run_size, is_run_cut = _view_run(db, session_id, max_bytes // 2)
-    messages, is_cut = _view_messages(db, session_id, max_bytes - run_size)
+    room = max_bytes - VIEW_FRAME
+    run, run_size, is_run_cut = _view_run(db, session_id, room // 2)
+    messages, is_cut = _view_messages(db, session_id, room - run_size)
     return ResyncView(
         term=_term_of(db, session, session.last_seq),
         last_seq=session.last_seq,

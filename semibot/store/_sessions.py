@@ -85,10 +85,9 @@ def _find_repeat(db: Database, message: NewMessage) -> MessageAccepted | None:
     is_elsewhere = message.create is None and session_id != message.session_id
     if known.text("body_hash") != body_hash or session_id is None or run_id is None or is_elsewhere:
         raise IdempotencyConflict("this Idempotency-Key came with another request before")
-    session = _require_session(db, message.user_id, session_id)
-    run = find_run(db, run_id)
-    if run is None:
-        raise NotFound(f"there is no run {run_id}")
+    session, run = find_session_of(db, message.user_id, session_id), find_run(db, run_id)
+    if session is None or run is None:
+        raise NotFound(f"there is no session {session_id}")
     return MessageAccepted(
         session_id=session.id,
         run_id=run.id,

@@ -150,8 +150,10 @@ class GroupWriter:
             else:
                 group.jobs.remove(job)
         if not group.ended.is_set():
+            reason = f"a commit takes more than {self._seconds:g} s"
+            self._note(Committed(failure=reason, has_written=False))
             await trio.lowlevel.checkpoint_if_cancelled()
-            raise StoreError(f"a commit takes more than {self._seconds:g} s; it may still succeed")
+            raise StoreError(f"{reason}; what it was to store may still be stored")
 
     async def serve(self) -> None:
         """Commit group after group, until cancelled. Call :meth:`finish` first."""

@@ -4,6 +4,11 @@ The only module that knows the driver. One connection writes, in groups (see ``_
 few read (see ``_readers``). Every commit is on the disk before anybody is told
 (``synchronous = FULL``). A connection that failed to commit is never used again: what the
 operating system did with its pages is not known, so the next group begins on a fresh one.
+
+A commit that could not be synced may still lie in the log as a whole. Nobody sees it, and the
+next commit overwrites it, as long as some connection knows where the log really ends; so the
+failed connection stays open until a fresh one has taken that over. Only a host that dies
+between the two may find it stored when it starts again.
 """
 
 # pyright: reportUnknownMemberType=false
@@ -19,10 +24,11 @@ from pathlib import Path
 from typing import Final, TypeVar, final
 
 import apsw
+import trio
 
 from semibot.config.deadlines import Deadlines
-from semibot.errors import ConfigError, DeadlineExceeded, StoreError
-from semibot.lifetimes import deadline, grace, open_services
+from semibot.errors import ConfigError, StoreError
+from semibot.lifetimes import grace, open_services
 from semibot.logs import get_logger
 from semibot.ports import Ports
 from semibot.store._database import Database, Row, SqlValue
@@ -82,15 +88,16 @@ async def open_sqlite_store(
     readers = Readers(engine.connect_reader, ports=ports, clock=clock, seconds=seconds)
 
     def close() -> None:
-        readers.close(seconds)
+        readers.close(seconds / 2)  # the rest is for what was written
         engine.close()
 
     try:
-        try:
-            with deadline("store.commit", seconds):
-                await ports.threads.run_sync(engine.open, limiter="store", abandon_on_cancel=True)
-        except DeadlineExceeded as exc:
-            raise StoreError(f"the database does not open: {exc}") from exc
+        # Shielded, so that a cancellation leaves no thread behind that still opens it.
+        with grace("store.commit", seconds) as opening:
+            await ports.threads.run_sync(engine.open, limiter="store", abandon_on_cancel=True)
+        if opening.cancelled_caught:
+            await trio.lowlevel.checkpoint_if_cancelled()
+            raise StoreError(f"the database takes more than {seconds:g} s to open")
         async with open_services() as services:
             services.start_soon(writer.serve)
             try:
@@ -118,6 +125,7 @@ class _Engine:
         self._is_given_up = False
         self._lock: int | None = None
         self._writer: apsw.Connection | None = None
+        self._failed: apsw.Connection | None = None
 
     @contextmanager
     def _using(self) -> Generator[None]:
@@ -143,9 +151,10 @@ class _Engine:
                 self._in_use.release()
 
     def _release(self) -> None:
-        writer, self._writer = self._writer, None
-        if writer is not None:
-            _close(writer)
+        for connection in (self._failed, self._writer):
+            if connection is not None:
+                _close(connection)
+        self._failed = self._writer = None
         lock, self._lock = self._lock, None
         if lock is not None:
             os.close(lock)
@@ -205,20 +214,30 @@ class _Engine:
         """Run *jobs* as one transaction, each in a savepoint of its own."""
         with self._using():
             try:
-                if self._writer is None:
-                    self._writer = self._connect()
-                return _commit(self._writer, jobs, now)
+                return _commit(self._fresh_writer(), jobs, now)
             except apsw.Error as exc:
-                self._drop_writer()
+                self._set_aside()
                 return Committed(failure=_reason(exc), has_written=False)
             except BaseException:
-                self._drop_writer()
+                self._set_aside()
                 raise
 
-    def _drop_writer(self) -> None:
+    def _fresh_writer(self) -> apsw.Connection:
+        if self._writer is None:
+            self._writer = self._connect()
+            if self._failed is not None:
+                _close(self._failed)
+                self._failed = None
+        return self._writer
+
+    def _set_aside(self) -> None:
+        """Use the writer no more, but keep it open until there is another; see the module."""
         writer, self._writer = self._writer, None
         if writer is not None:
-            _close(writer)
+            with suppress(apsw.Error):
+                if writer.in_transaction:
+                    writer.execute("ROLLBACK")
+            self._failed = writer
 
 
 def _close(connection: apsw.Connection) -> None:
@@ -336,8 +355,6 @@ class _Reader:
 
 
 def _migrate(connection: apsw.Connection, steps: Sequence[Migration], path: Path) -> None:
-    if connection.readonly("main"):
-        raise apsw.ReadOnlyError("it may not be written")
     version = int(connection.pragma("user_version"))
     newest = steps[-1].version
     if version > newest:

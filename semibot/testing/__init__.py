@@ -1,11 +1,15 @@
 """Fakes and harnesses, for semibot's own tests and for yours.
 
-The fake model server is in :mod:`semibot.testing.model_server`, which is a program too.
+The fake model server is in :mod:`semibot.testing.model_server`, which is a program too; what
+every store has to do is in :mod:`semibot.testing.store_conformance`.
 """
 
 from .adapters import FunctionAdapter as FunctionAdapter
 from .adapters import adapter_from as adapter_from
 from .logs import capture_logs as capture_logs
+from .plane import LaneEvent as LaneEvent
+from .plane import MemoryLane as MemoryLane
+from .plane import MemoryPlane as MemoryPlane
 from .ports import simulated_ports as simulated_ports
 from .sweep import SweepDidNotEnd as SweepDidNotEnd
 from .sweep import SweepReport as SweepReport
@@ -13,6 +17,9 @@ from .sweep import cancel_everywhere as cancel_everywhere
 
 __all__ = [
     "FunctionAdapter",
+    "LaneEvent",
+    "MemoryLane",
+    "MemoryPlane",
     "SweepDidNotEnd",
     "SweepReport",
     "adapter_from",

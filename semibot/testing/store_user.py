@@ -62,11 +62,13 @@ class StoreUser:
     async def dial(self, boot_hash: str | None) -> LinkAccepted:
         """Link a VM process; the newest link is this one."""
         answer = await self.try_to_dial(boot_hash, self._dial)
-        if isinstance(answer, LinkRefused):
-            raise AssertionError(f"the link was refused: {answer.detail}")
-        self._dial += 1
-        self.link = _link_of(answer.vm)
-        return answer
+        match answer:
+            case LinkAccepted():
+                self._dial += 1
+                self.link = link_of(answer.vm)
+                return answer
+            case LinkRefused():
+                raise AssertionError(f"the link was refused: {answer.detail}")
 
     async def try_to_dial(
         self, boot_hash: str | None, dial: int, ticket_hash: str | None = None
@@ -176,7 +178,8 @@ class StoreUser:
         return await self.say(accepted, started(accepted), *said, completed(accepted))
 
 
-def _link_of(vm: VmRow) -> LinkRef:
+def link_of(vm: VmRow) -> LinkRef:
+    """Return the link that a VM's row says was accepted last."""
     return LinkRef(vm_id=vm.id, user_id=vm.user_id, epoch=vm.epoch, boot_hash=vm.boot_hash)
 
 

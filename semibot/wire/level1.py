@@ -27,7 +27,7 @@ from .events import (
     cut_response,
     encode_event,
 )
-from .frames import peek_event
+from .frames import load_event
 
 MAX_ERROR_LENGTH: Final = 4000
 """Most characters of a peer's own error text that are passed on."""
@@ -212,8 +212,7 @@ class Level1Events:
         Raises:
             RemoteProtocolError: If it is too long or no JSON object with a ``type``.
         """
-        peek_event(data)
-        told = as_object(load_json(data), "$")
+        told = load_event(data)
         raw = unwrapped(told)
         match raw.get("type"):
             case ExecutionComplete.type | ExecutionError.type:
@@ -223,7 +222,9 @@ class Level1Events:
             case _:
                 standard = self._old.standard(raw, now)
         tag = standard.get("type")
-        if not (isinstance(tag, str) and tag in _PROGRESS):
+        if not isinstance(tag, str):
+            raise RemoteProtocolError("expected the name of an event", "$.type")
+        if tag not in _PROGRESS:
             return None
         return TranslatedEvent(type=tag, data=data if standard == told else dump_json(standard))
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
-from typing import final
+from typing import TypeAlias, final
 
 import attrs
 
@@ -19,6 +19,9 @@ from semibot.workspace.skills import Skill, read_skill_file
 from .acting import Actor
 from .loop import GraphRun
 from .settings import DEFAULT_PROMPT, AgentConfig
+
+ResolveModel: TypeAlias = Callable[[str | ModelFactory | None], ModelFactory]
+"""Turns the name of a model into a factory; see :func:`semibot.models.resolve_model`."""
 
 
 @final
@@ -48,6 +51,8 @@ class GraphAgent:
     """Most plans of one run that follow a failure."""
     max_parallel: int = attrs.field(default=8, kw_only=True, validator=attrs.validators.ge(1))
     """Most tool calls at once, of those that may overlap."""
+    resolve: ResolveModel = attrs.field(default=resolve_model, kw_only=True, repr=False)
+    """What turns the name of a model into a factory; a VM's also knows its host's keys."""
 
     def __call__(self, context: AdapterContext) -> AbstractAsyncContextManager[Adapter]:
         """Return the scope of the adapter; leaving it closes the model."""
@@ -57,7 +62,7 @@ class GraphAgent:
 @asynccontextmanager
 async def _open_graph(agent: GraphAgent, context: AdapterContext) -> AsyncGenerator[Adapter]:
     config = AgentConfig(system_prompt=agent.system_prompt).changed_by(context.payload)
-    factory = resolve_model(agent.model if config.model is None else config.model)
+    factory = agent.resolve(agent.model if config.model is None else config.model)
     tools = (*agent.tools, *(builtin_tools() if agent.has_builtin_tools else ()))
     if context.skills:
         tools = (*tools, _skill_tool(context.skills))
@@ -100,7 +105,7 @@ class GraphAdapter(Adapter):
             if self._config.model == self._opened_with:
                 await self._respond(run, self._model)
             else:  # changed since: opened for this run, so that no other run shares it
-                factory = resolve_model(self._config.model)
+                factory = self._agent.resolve(self._config.model)
                 async with factory(self._context.ports, self._context.deadlines) as model:
                     await self._respond(run, model)
         except SemibotError as exc:
@@ -109,7 +114,7 @@ class GraphAdapter(Adapter):
     async def update_config(self, patch: JsonObject) -> None:
         """Change model, prompt or sampling: ``{"agent_config": {...}}``."""
         config = self._config.changed_by(patch)
-        resolve_model(config.model)
+        self._agent.resolve(config.model)
         self._config = config
 
     async def _respond(self, run: ActiveRun, model: Model) -> None:

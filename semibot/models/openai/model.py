@@ -22,12 +22,15 @@ from semibot.lifetimes import grace
 from semibot.models.base import Model, ModelFactory, ModelRequest, ModelStream
 from semibot.models.openai.settings import DEFAULT_MODEL, PREFIX, read_settings
 from semibot.ports import Ports
+from semibot.secret import Secret
 
 if TYPE_CHECKING:
     from semibot.models.openai.client import OpenAIClient
 
 
-def openai_model(name: str | None = None) -> ModelFactory:
+def openai_model(
+    name: str | None = None, *, api_key: Secret | None = None, base_url: str | None = None
+) -> ModelFactory:
     """Return a factory for a model of OpenAI or of a compatible server.
 
     The environment of the program (:attr:`semibot.ports.Ports.environment`) says the
@@ -40,6 +43,8 @@ def openai_model(name: str | None = None) -> ModelFactory:
     Args:
         name: The provider's name of the model; None takes ``SEMIBOT_MODEL``, and
             :data:`DEFAULT_MODEL` if that is not set either.
+        api_key: Used instead of ``OPENAI_API_KEY``.
+        base_url: Used instead of ``OPENAI_BASE_URL``.
 
     Returns:
         The factory. Leaving the model's block closes its connections; exit waits for
@@ -49,7 +54,7 @@ def openai_model(name: str | None = None) -> ModelFactory:
     @asynccontextmanager
     async def open_model(ports: Ports, deadlines: Deadlines) -> AsyncGenerator[Model]:
         chosen = name or ports.environment.get("SEMIBOT_MODEL", "").strip() or DEFAULT_MODEL
-        model = OpenAIModel(chosen.removeprefix(PREFIX), ports, deadlines)
+        model = OpenAIModel(chosen.removeprefix(PREFIX), ports, deadlines, api_key, base_url)
         try:
             yield model
         finally:
@@ -67,6 +72,8 @@ class OpenAIModel:
     _model: str
     _ports: Ports
     _deadlines: Deadlines
+    _api_key: Secret | None = attrs.field(default=None, repr=False)
+    _base_url: str | None = attrs.field(default=None, repr=False)
     _client: OpenAIClient | None = attrs.field(default=None, init=False)
     _making: trio.Lock = attrs.field(factory=trio.Lock, init=False)
     _is_closed: bool = attrs.field(default=False, init=False)
@@ -94,7 +101,9 @@ class OpenAIModel:
         return self._client
 
     def _make_client(self) -> OpenAIClient:
-        settings = read_settings(self._model, self._ports.environment)
+        settings = read_settings(
+            self._model, self._ports.environment, api_key=self._api_key, base_url=self._base_url
+        )
         from semibot.models.openai.client import OpenAIClient
 
         return OpenAIClient(settings, self._ports, self._deadlines)

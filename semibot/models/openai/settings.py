@@ -51,19 +51,28 @@ class OpenAISettings:
         return self.base_url == DEFAULT_BASE_URL
 
 
-def read_settings(model: str, environment: Mapping[str, str]) -> OpenAISettings:
+def read_settings(
+    model: str,
+    environment: Mapping[str, str],
+    *,
+    api_key: Secret | None = None,
+    base_url: str | None = None,
+) -> OpenAISettings:
     """Return what *environment* says about the connection.
 
     Args:
         model: The provider's name of the model.
         environment: The program's environment variables.
+        api_key: Used instead of ``OPENAI_API_KEY``.
+        base_url: Used instead of ``OPENAI_BASE_URL``.
 
     Raises:
         ModelNotConfigured: If something is missing or cannot be; the message says what
             to set, and quotes no value.
     """
-    key = environment.get("OPENAI_API_KEY", "").strip()
-    base_url = environment.get("OPENAI_BASE_URL", "").strip().rstrip("/")
+    key = environment.get("OPENAI_API_KEY", "") if api_key is None else api_key.reveal()
+    key = key.strip()
+    base_url = (base_url or environment.get("OPENAI_BASE_URL", "")).strip().rstrip("/")
     if not key and not base_url:
         raise ModelNotConfigured(
             f"no key for the model {PREFIX}{model}: set OPENAI_API_KEY, or set OPENAI_BASE_URL "

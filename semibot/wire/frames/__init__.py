@@ -57,6 +57,7 @@ from .text import decode_from_vm as decode_from_vm
 from .text import encode_batch as encode_batch
 from .text import encode_frame as encode_frame
 from .text import encode_sse_event as encode_sse_event
+from .text import load_event as load_event
 from .text import peek_event as peek_event
 
 __all__ = [
@@ -113,5 +114,6 @@ __all__ = [
     "encode_batch",
     "encode_frame",
     "encode_sse_event",
+    "load_event",
     "peek_event",
 ]

@@ -168,6 +168,19 @@ class EventPeek:
     """The run that it names; only first and terminal events have to."""
 
 
+def load_event(data: str) -> JsonObject:
+    """Return the object that the ``data`` of an :class:`SseEvent` says.
+
+    Raises:
+        RemoteProtocolError: If it is longer than :data:`MAX_EVENT_BYTES`, not strict JSON or
+            no object.
+    """
+    # A character has at most four bytes, so that a short text is not measured.
+    if len(data) > MAX_EVENT_BYTES // 4 and _byte_length(data) > MAX_EVENT_BYTES:
+        raise RemoteProtocolError(f"an event is longer than {MAX_EVENT_BYTES} bytes")
+    return _object(load_json(data))
+
+
 def peek_event(data: str) -> EventPeek:
     """Check the ``data`` of an :class:`SseEvent` and return what it is.
 
@@ -178,10 +191,7 @@ def peek_event(data: str) -> EventPeek:
         RemoteProtocolError: If it is longer than :data:`MAX_EVENT_BYTES`, is not strict
             JSON, no object, or its ``type`` or ``run_id`` is not a string of a sane length.
     """
-    # A character has at most four bytes, so that a short text is not measured.
-    if len(data) > MAX_EVENT_BYTES // 4 and _byte_length(data) > MAX_EVENT_BYTES:
-        raise RemoteProtocolError(f"an event is longer than {MAX_EVENT_BYTES} bytes")
-    value = _object(load_json(data))
+    value = load_event(data)
     tag, run_id = value.get("type"), value.get("run_id")
     if type(tag) is not str or not 0 < len(tag) <= MAX_ID_LENGTH:
         raise RemoteProtocolError("expected the name of an event", "$.type")
