@@ -162,7 +162,7 @@ def grace(name: str, seconds: float) -> Generator[trio.CancelScope]:
         _enclosing_grace.reset(token)
         if clock is not None:
             clock._discard(scope)
-    if scope.cancelled_caught:
+    if scope.cancelled_caught and seconds:  # one of no length cannot but run out
         log.warning("grace ran out", grace=name, seconds=seconds)
 
 

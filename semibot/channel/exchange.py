@@ -173,6 +173,7 @@ class Exchange:
         frame = Request(
             id=self._ports.ids.new_id(), session_id=session_id, method=method, params=params
         )
+        await trio.lowlevel.checkpoint_if_cancelled()  # then nobody would wait
         answered = trio.Event()
         with deadline("channel.request", self._deadlines.channel_request):
             until = trio.current_effective_deadline()

@@ -144,7 +144,7 @@ def _refusal_for(error: Exception) -> HttpError | None:
             return HttpError(401, error.code, str(error), headers=challenge)
         case SecurityError():
             return HttpError(403, error.code, str(error))
-        case StoreError():
+        case StoreError() | DeadlineExceeded(deadline="store.commit"):
             log.warning("a request needs the store, which fails", error=str(error))
             text = "the host cannot store anything at the moment; try again"
             return HttpError(503, StoreError.code, text, headers={"Retry-After": str(RETRY_AFTER)})
@@ -184,8 +184,3 @@ def as_iso(milliseconds: int) -> str:
     """Return a time of the store, milliseconds since 1970, as ISO 8601 in UTC."""
     moment = datetime.fromtimestamp(milliseconds / 1000, UTC)
     return moment.isoformat(timespec="milliseconds").replace("+00:00", "Z")
-
-
-def page_of(name: str, rows: JsonValue, next_cursor: str | None) -> dict[str, JsonValue]:
-    """Return one page of rows as the data of an answer."""
-    return {name: rows, "next_cursor": next_cursor}

@@ -8,6 +8,7 @@ in :mod:`semibot.host.app`, so nothing here depends on how a framework reads the
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from http import HTTPStatus
 from typing import Final, Protocol, cast, final
 
 import quart
@@ -88,7 +89,7 @@ class Api:
             request = cast("Request", quart.request.scope["semibot.request"])  # type: ignore[typeddict-item]  # ours
             try:
                 principal = None if route.is_public else self._identify(request)
-                body = None if route.body is None else await self._body(request, route)
+                body = None if route.body is None else await self._body(request, route, route.body)
                 asked = Asked(
                     request=request, route=route, params=params, principal=principal, body=body
                 )
@@ -99,15 +100,13 @@ class Api:
 
         return view
 
-    async def _body(self, request: Request, route: Route) -> object:
+    async def _body(self, request: Request, route: Route, as_type: type[object]) -> object:
         with deadline("http.request_body", self._deadlines.http_request_body):
             try:
                 data = cast("bytes", await quart.request.get_data(cache=False))
             except RequestEntityTooLarge:
                 raise too_large() from None
-        if route.body is None:
-            return None
-        return parse_body(request.headers, data, route.body, may_lack=not route.must_have_body)
+        return parse_body(request.headers, data, as_type, may_lack=not route.must_have_body)
 
 
 def _respond(answer: Answer) -> quart.Response:
@@ -116,6 +115,8 @@ def _respond(answer: Answer) -> quart.Response:
         response.headers["Content-Type"] = answer.content_type
     else:
         del response.headers["Content-Type"]
+    if answer.status == HTTPStatus.NOT_MODIFIED:
+        del response.headers["Content-Length"]  # it would be the length of what is not sent
     response.timeout = None
     return response
 

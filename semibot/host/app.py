@@ -105,7 +105,7 @@ class Front:
         answering = _Answering(self._core, request, send)
         try:
             self._core.principals.check_origin(request.headers)
-            if not request.path.startswith("/"):
+            if not request.path.startswith("/") or request.path.startswith("//"):
                 raise route_not_found()
             found = self._streams.find(request)
             if found is None:

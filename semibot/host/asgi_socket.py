@@ -16,7 +16,7 @@ GONE: Final = (OSError, trio.BrokenResourceError, trio.ClosedResourceError)
 
 
 @final
-class Refused(Exception):  # noqa: N818 - it is control flow, and never leaves the socket's task
+class Refused(Exception):
     """Raised where the socket is to be closed.
 
     Attributes:
@@ -31,7 +31,7 @@ class Refused(Exception):  # noqa: N818 - it is control flow, and never leaves t
 
 
 @final
-class PeerGone(Exception):  # noqa: N818 - it is control flow, and never leaves the socket's task
+class PeerGone(Exception):
     """Raised where nobody is there any more."""
 
 

@@ -290,7 +290,7 @@ class ChatRoutes:
                 )
             except NotFound:
                 return  # the session was deleted
-            except StoreError as exc:
+            except (StoreError, DeadlineExceeded) as exc:
                 log.warning(
                     "a run goes on without its client", run_id=accepted.run_id, error=str(exc)
                 )

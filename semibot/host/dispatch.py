@@ -325,7 +325,7 @@ class Dispatcher:
                     log.warning("commands could not be sent", session_id=session_id, error=str(exc))
                     await trio.sleep(pause)
                     pause = min(2 * pause, LAST_RETRY)
-        except Exception:  # noqa: BLE001 - one session must not stop the commands of all others
+        except Exception:
             log.exception("commands of a session are stuck", session_id=session_id)
         finally:
             self._busy.discard(session_id)

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Final, final
+from typing import Final, cast, final
 
 import attrs
 import trio
@@ -318,7 +318,7 @@ class LegacySessions:
                 session_id=session_id,
                 command_id=command_id,
                 run_id=receipt.run_id,
-                receipt=_as_object(receipt),
+                receipt=cast("JsonObject", unstructure(receipt)),
             )
             self._intake.put(answer, 0)
 
@@ -348,13 +348,6 @@ def _as_cancelled(end: TerminalEvent) -> ExecutionComplete:
 
 def _usage_of(end: TerminalEvent) -> Usage:
     return (end.usage if isinstance(end, ExecutionComplete) else None) or Usage()
-
-
-def _as_object(receipt: Receipt) -> JsonObject:
-    value = unstructure(receipt)
-    if not isinstance(value, dict):
-        raise AssertionError("a receipt is an object")
-    return value
 
 
 def _content(message: JsonObject) -> str:

@@ -13,7 +13,7 @@ and anew from its start; then the VM is lost.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from typing import Final, Protocol, final
 
@@ -29,7 +29,6 @@ from semibot.security.tokens import Tokens
 from semibot.store.base import (
     CancelAnswered,
     LinkClaim,
-    LinkRef,
     LinkRefused,
     SessionLoss,
     Store,
@@ -176,10 +175,16 @@ class Links:
 
     # --- letting a link in ------------------------------------------------------------
 
-    async def admit(self, claim: LinkClaim) -> VmLink | LinkRefused:
+    async def admit(
+        self, claim: LinkClaim, make_link: Callable[[VmRow, LinkClaim], VmLink]
+    ) -> VmLink | LinkRefused:
         """Decide about a link whose token is good, and make it the user's link.
 
         The old link takes nothing more; it is closed with 4009.
+
+        Args:
+            claim: What the VM says.
+            make_link: Makes the link once it is accepted.
 
         Raises:
             StoreError: If the store fails.
@@ -194,17 +199,7 @@ class Links:
                 if isinstance(answer, LinkRefused):
                     return answer
                 vm = answer.vm
-                link = VmLink(
-                    vm=vm,
-                    ref=LinkRef(
-                        vm_id=vm.id,
-                        user_id=vm.user_id,
-                        epoch=vm.epoch,
-                        boot_hash=claim.boot_hash,
-                    ),
-                    level=claim.level,
-                    metrics=self.metrics,
-                )
+                link = make_link(vm, claim)
                 self._links[vm.user_id] = link
                 self._open.add(link)
                 self._down.pop(vm.id, None)
@@ -383,7 +378,7 @@ class Links:
         return self._locks.setdefault(user_id, trio.Lock())
 
     @contextmanager
-    def _quiet(self, user_id: str) -> Iterator[VmLink | None]:
+    def _quiet(self, user_id: str) -> Generator[VmLink | None]:
         """Let the user's present link, if any, dispatch nothing while the block lasts."""
         link = self._links.get(user_id)
         if link is None:

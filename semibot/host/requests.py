@@ -277,7 +277,7 @@ class Requests:
         except (StoreError, OSError) as exc:
             log.warning("request failed", method=request.method, error=repr(exc))
             return _failure(request.id, "REQUEST_FAILED", "the host could not look it up")
-        except Exception as exc:  # noqa: BLE001 - one bad request must not end the others
+        except Exception as exc:
             log.exception("request failed", method=request.method)
             return _failure(request.id, "REQUEST_FAILED", f"the host failed: {type(exc).__name__}")
 

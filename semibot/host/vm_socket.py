@@ -33,13 +33,15 @@ from semibot.errors import (
 from semibot.lifetimes import grace
 from semibot.logs import get_logger
 from semibot.security.tickets import hash_secret
-from semibot.store.base import LinkClaim, LinkRefused
+from semibot.security.tokens import VmClaims
+from semibot.store.base import LinkClaim, LinkRef, LinkRefused, VmRow
 from semibot.wire.frames import (
     MAX_AUTH_BYTES,
     MAX_FRAME_BYTES,
     Auth,
     ErrorFrame,
     FromVm,
+    RequestStatus,
     Resume,
     ResumeResponse,
     Token,
@@ -47,11 +49,12 @@ from semibot.wire.frames import (
 )
 from semibot.wire.link import CloseCode, HostEnd, MalformedCounter, negotiate
 
-from .asgi_socket import AsgiSocket, PeerGone, Receive, Refused, Scope, Send
+from .asgi_socket import AsgiSocket, PeerGone, Refused
 from .frame_reader import FrameReader
 from .greeting import make_init, settle_sessions
 from .intake import Intake
 from .legacy import LegacySessions
+from .server import Receive, Scope, Send
 from .vm_link import VmLink, size_of
 
 if TYPE_CHECKING:
@@ -81,14 +84,14 @@ class VmSocket:
         self._socket = AsgiSocket(receive, send)
         self._order = HostEnd()
         self._malformed = MalformedCounter()
-        self._is_resuming = False
+        self._reader: FrameReader
 
     async def serve(self, scope: Scope) -> None:
         """Serve the socket to its end; see :meth:`Links.serve_socket`."""
-        code, reason = CloseCode.HOST_FAILED, "internal"
+        code, reason = int(CloseCode.HOST_FAILED), "internal"
         try:
             await self._socket.accept()
-            auth, link = await self._let_in(scope)
+            link, token, claims = await self._let_in(scope)
         except PeerGone:
             return
         except Refused as exc:
@@ -96,17 +99,17 @@ class VmSocket:
         except (StoreError, DeadlineExceeded) as exc:
             log.warning("a VM could not be let in", error=str(exc))
             code, reason = CloseCode.INTERNAL, "store failed"
-        except Exception:  # noqa: BLE001 - a handler that fails closes 1011
+        except Exception:
             log.exception("a VM could not be let in")
         else:
-            await self._run(link, auth)
+            await self._run(link, token, claims)
             return
         with grace("channel.close", self._deadlines.channel_close):
             await self._socket.close(code, reason)
 
     # --- letting in -------------------------------------------------------------------
 
-    async def _let_in(self, scope: Scope) -> tuple[Auth, VmLink]:
+    async def _let_in(self, scope: Scope) -> tuple[VmLink, str, VmClaims]:
         """Wait for ``auth``, and have the link accepted.
 
         Raises:
@@ -123,18 +126,43 @@ class VmSocket:
             auth = await self._read_auth()
         finally:
             links.unauthenticated -= 1
-        claim = self._claim_of(auth, *_query_of(scope))
-        answer = await links.admit(claim)
+        claim, claims = self._claim_of(auth, *_query_of(scope))
+        answer = await links.admit(claim, self._make_link)
         if isinstance(answer, LinkRefused):
             log.warning("link refused", user_id=claim.user_id, why=answer.detail, code=answer.code)
-            reason = "refused" if answer.code == CloseCode.UNAUTHORIZED else answer.reason
+            reason = "refused" if answer.code == 4001 else answer.reason
             raise Refused(answer.code, reason)
-        return auth, answer
+        return answer, auth.token, claims
+
+    def _make_link(self, vm: VmRow, claim: LinkClaim) -> VmLink:
+        """Return the link of an accepted claim, ready to take and to send."""
+        links = self._links
+        ref = LinkRef(vm_id=vm.id, user_id=vm.user_id, epoch=vm.epoch, boot_hash=claim.boot_hash)
+        link = VmLink(vm=vm, ref=ref, level=claim.level, metrics=links.metrics)
+        self._reader = reader = FrameReader(links, link)
+        link.intake = Intake(
+            store=links.store,
+            relay=links.relay,
+            link=ref,
+            deadlines=self._deadlines,
+            budget=links.budget,
+            after_commit=reader.after_commit,
+            on_failure=lambda error: _end_failed(link, error),
+        )
+        if link.level == 1:
+            link.legacy = LegacySessions(
+                relay=links.relay,
+                intake=link.intake,
+                send=link.send,
+                deadlines=self._deadlines,
+            )
+        return link
 
     async def _read_auth(self) -> Auth:
-        with trio.move_on_after(self._deadlines.link_auth) as waiting:
+        text = None
+        with trio.move_on_after(self._deadlines.link_auth):
             text = await self._socket.receive(MAX_AUTH_BYTES)
-        if waiting.cancelled_caught:
+        if text is None:
             raise Refused(CloseCode.SILENT, "no auth in time")
         try:
             frame = decode_from_vm(text)
@@ -147,7 +175,7 @@ class VmSocket:
         self._order.received(frame.type)
         return frame
 
-    def _claim_of(self, auth: Auth, user_id: str, ticket: str) -> LinkClaim:
+    def _claim_of(self, auth: Auth, user_id: str, ticket: str) -> tuple[LinkClaim, VmClaims]:
         try:
             claims = self._links.tokens.verify_vm_token(auth.token)
             level = negotiate(auth.protocol)
@@ -162,40 +190,24 @@ class VmSocket:
             log.warning("auth refused", user_id=user_id[:64], reason=exc.reason)
             raise Refused(CloseCode.MALFORMED, "protocol") from None
         is_new = level > 1 and auth.boot_id is not None
-        return LinkClaim(
+        claim = LinkClaim(
             user_id=user_id,
             boot_hash=hash_secret(auth.boot_id or "") if is_new else None,
             dial=(auth.dial or 0) if is_new else 0,
             level=level,
             ticket_hash=hash_secret(ticket) if ticket else None,
         )
+        return claim, claims
 
     # --- running ----------------------------------------------------------------------
 
-    async def _run(self, link: VmLink, auth: Auth) -> None:
-        reader = FrameReader(self._links, link)
-        link.intake = Intake(
-            store=self._links.store,
-            relay=self._links.relay,
-            link=link.ref,
-            deadlines=self._deadlines,
-            budget=self._links.budget,
-            after_commit=reader.after_commit,
-            on_failure=lambda error: _end_failed(link, error),
-        )
-        if link.level == 1:
-            link.legacy = LegacySessions(
-                relay=self._links.relay,
-                intake=link.intake,
-                send=link.send,
-                deadlines=self._deadlines,
-            )
+    async def _run(self, link: VmLink, token: str, claims: VmClaims) -> None:
         try:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._guard, link, link.intake.serve)
                 try:
                     with link.scope:
-                        await self._live(link, reader, auth)
+                        await self._live(link, token, claims)
                     if link.ending is None:
                         link.close(CloseCode.HOST_FAILED, "internal")
                 finally:
@@ -204,16 +216,16 @@ class VmSocket:
         finally:
             await self._links.end_link(link)
 
-    async def _live(self, link: VmLink, reader: FrameReader, auth: Auth) -> None:
+    async def _live(self, link: VmLink, token: str, claims: VmClaims) -> None:
         """Run everything that the end of the link cancels."""
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._guard, link, link.outgoing.serve, self._socket.send)
-            nursery.start_soon(self._guard, link, reader.note_heartbeats)
+            nursery.start_soon(self._guard, link, self._reader.note_heartbeats)
             if link.legacy is not None:
                 nursery.start_soon(self._guard, link, link.legacy.serve)
             else:
-                nursery.start_soon(self._guard, link, self._renew_token, link, auth)
-            await self._guard(link, self._read, link, reader, auth, nursery)
+                nursery.start_soon(self._guard, link, self._renew_token, link, claims)
+            await self._guard(link, self._read, link, token, nursery)
 
     async def _guard(self, link: VmLink, fn: Callable[[*Ts], Awaitable[None]], *args: *Ts) -> None:
         """Run a part of the link; however it ends, the link ends with it."""
@@ -228,7 +240,7 @@ class VmSocket:
         except (StoreError, DeadlineExceeded) as exc:
             log.warning("link ends with the store", user_id=link.user_id, error=str(exc))
             link.close(CloseCode.INTERNAL, "store failed")
-        except Exception:  # noqa: BLE001 - a handler that fails closes 1011
+        except Exception:
             log.exception("link failed", user_id=link.user_id)
             link.close(CloseCode.HOST_FAILED, "internal")
 
@@ -248,37 +260,26 @@ class VmSocket:
 
     # --- reading ----------------------------------------------------------------------
 
-    async def _read(
-        self, link: VmLink, reader: FrameReader, auth: Auth, nursery: trio.Nursery
-    ) -> None:
+    async def _read(self, link: VmLink, token: str, nursery: trio.Nursery) -> None:
         links = self._links
         self._order.sent("init", level=link.level)
-        link.send(make_init(links, link, auth.token))
-        wait = self._deadlines.link_dead_after
+        link.send(make_init(links, link, token))
         if link.legacy is not None:
             await link.legacy.restore(links.store, link.ref)
             links.link_is_live(link)
-        else:
-            wait = self._deadlines.link_auth  # for ``resume``
-        introduced_at = trio.current_time()
+        resume_by = trio.current_time() + self._deadlines.link_auth
         with trio.CancelScope() as silence:
             while True:
-                now = trio.current_time()
                 is_introduced = self._order.state == "introduced"
-                silence.deadline = (
-                    introduced_at + wait
-                    if is_introduced
-                    else now + (self._deadlines.link_dead_after)
-                )
+                quiet_until = trio.current_time() + self._deadlines.link_dead_after
+                silence.deadline = resume_by if is_introduced else quiet_until
                 text = await self._socket.receive(MAX_FRAME_BYTES)
                 silence.deadline = math.inf
                 await link.wait_may_read()
-                await self._take(text, link, reader, nursery)
+                await self._take(text, link, nursery)
         raise Refused(CloseCode.SILENT, "silence")
 
-    async def _take(
-        self, text: str, link: VmLink, reader: FrameReader, nursery: trio.Nursery
-    ) -> None:
+    async def _take(self, text: str, link: VmLink, nursery: trio.Nursery) -> None:
         """Dispatch the frames of one message."""
         try:
             frames = decode_from_vm(text)
@@ -289,7 +290,7 @@ class VmSocket:
         except RemoteProtocolError as exc:
             self._answer_malformed(link, exc, None)
             return
-        reader.count(frames)
+        self._reader.count(frames)
         share = size_of(text) // len(frames)
         for frame in frames:
             try:
@@ -297,7 +298,7 @@ class VmSocket:
                 if isinstance(frame, Resume):
                     await self._resume(frame, link, nursery)
                 else:
-                    await reader.dispatch(frame, share)
+                    await self._reader.dispatch(frame, share)
             except RemoteProtocolError as exc:
                 self._answer_malformed(link, exc, frame)
         # A VM that never stops talking must not keep the others waiting.
@@ -337,21 +338,24 @@ class VmSocket:
         links = self._links
         await links.requests.wait_answered(link.user_id, pending_ids)
         results = links.requests.resume(link, pending_ids)
-        lost = {name: status for name, status in results.items() if status.status == "pending"}
-        for name in lost:  # level 1 does not know the word
-            results = {**results, name: _LOST}
+        known = {  # level 1 does not know ``pending``
+            name: RequestStatus(status="lost") if status.status == "pending" else status
+            for name, status in results.items()
+        }
         self._order.sent(ResumeResponse.type)
-        link.send(ResumeResponse(results=results))
+        link.send(ResumeResponse(results=known))
 
-    async def _renew_token(self, link: VmLink, auth: Auth) -> None:
-        """Send a new VM token at half-life of the one in use, again and again."""
-        tokens, token = self._links.tokens, auth.token
+    async def _renew_token(self, link: VmLink, claims: VmClaims) -> None:
+        """Send a new VM token at half-life of the newest, again and again.
+
+        A link that began with a token past its half-life gets one at once.
+        """
+        tokens = self._links.tokens
         while True:
-            claims = tokens.verify_vm_token(token)
             half = (claims.issued_at + claims.expires_at) / 2
-            now = self._links.ports.wall_clock.now().timestamp()
-            await trio.sleep(max(0.0, half - now))
+            await trio.sleep(max(0.0, half - self._links.ports.wall_clock.now().timestamp()))
             token = tokens.make_vm_token(link.user_id, link.org_id)
+            claims = tokens.verify_vm_token(token)
             link.send(Token(token=token))
 
 

@@ -227,10 +227,8 @@ class Tokens:
         _check_header(header)
         try:
             payload = self._jws.decode_complete(token, self._key, algorithms=[ALGORITHM])["payload"]
-        except jwt.InvalidSignatureError:
-            raise TokenRefused("signature") from None
         except (jwt.PyJWTError, ValueError):
-            raise TokenRefused("malformed") from None
+            raise TokenRefused("signature") from None
         try:
             claims = load_json(payload)
         except RemoteProtocolError:

@@ -21,7 +21,6 @@ from __future__ import annotations
 import enum
 import math
 from collections import deque
-from collections.abc import Mapping
 from typing import Final, TypeVar, cast, final
 
 import trio
@@ -44,7 +43,6 @@ from semibot.wire.plane import Lane
 from semibot.wire.receipts import Receipt
 from semibot.workspace.state import StateOrigin
 
-from .adapter import AdapterFactory
 from .answers import Answers, Note
 from .core import SessionCore
 from .ending import type_names
@@ -63,11 +61,6 @@ MAX_REMEMBERED: Final = 64
 
 MAX_REASON: Final = 200
 """Most characters of the reason that a host gives."""
-
-DEFAULT_RUNTIME: Final = "graph"
-"""The adapter of a session whose host names none."""
-
-_RUNTIMES: Final[Mapping[str | None, str]] = {None: DEFAULT_RUNTIME, "semigraph": DEFAULT_RUNTIME}
 
 
 class Ending(enum.IntEnum):
@@ -156,6 +149,11 @@ class ManagedSession:
     def is_fenced(self) -> bool:
         """Whether it has nothing more to say."""
         return self._ending is Ending.FENCED
+
+    @property
+    def is_ending(self) -> bool:
+        """Whether it was told to end."""
+        return self._ending is not None
 
     @property
     def is_gone(self) -> bool:
@@ -383,7 +381,7 @@ class ManagedSession:
         failure: SemibotError | None = None
         try:
             with self._opening:
-                factory = self._adapter_factory()
+                factory = self._parts.find_adapter(self._data.runtime_type)
                 await self._parts.seats.take(self)
                 async with open_core(
                     factory,
@@ -415,18 +413,6 @@ class ManagedSession:
 
     def _current_lane(self) -> Lane | None:
         return self._lane
-
-    def _adapter_factory(self) -> AdapterFactory:
-        asked = self._data.runtime_type
-        name = _RUNTIMES.get(asked, asked)
-        factory = self._parts.adapters.get(name or DEFAULT_RUNTIME)
-        if factory is None:
-            known = ", ".join(sorted(self._parts.adapters))
-            raise AdapterError(
-                f"this VM has no runtime {_short(str(asked))!r}; it has {known}",
-                code="UNKNOWN_RUNTIME",
-            )
-        return factory
 
     async def _make_place(self) -> SessionPlace:
         plant, start = self._parts, self._start

@@ -244,8 +244,9 @@ class SessionManager:
             self._answer_for_nobody(session_id, frame, frame.command_id)
 
     def _let_go(self, session_id: str) -> None:
-        session = self._held.pop(session_id, None)
-        if session is not None:
+        session = self._held.get(session_id)
+        if session is not None and session.is_ending:  # it was not just a repeat
+            del self._held[session_id]
             self._remember(session)
 
     def _remember(self, session: ManagedSession) -> None:

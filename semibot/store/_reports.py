@@ -36,6 +36,14 @@ MEMORY_TYPES: Final = frozenset({"episodic", "semantic", "procedural"})
 MAX_TOKENS: Final = 10**12
 """More than any run uses; totals stay far below what the database can add up."""
 
+IDEOGRAPH: Final = re.compile(
+    "[\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U000323af]"
+)
+"""A character of Chinese or Japanese."""
+
+IDEOGRAPHS: Final = re.compile(IDEOGRAPH.pattern + "+")
+"""A run of them, with no spaces between the words."""
+
 MAX_TERMS: Final = 64
 """Words of a question that are searched for; the first ones."""
 
@@ -227,14 +235,15 @@ def _add_memory(db: Database, link: LinkRef, report: ReportIn, memory: _Memory) 
     importance = 0.5 if memory.importance is None else min(max(memory.importance, 0.0), 1.0)
     metadata = dump_json(memory.metadata or {})
     db.change(
-        "INSERT INTO memories (org_id, user_id, agent_id, session_id, content, memory_type,"
-        " importance, metadata, created_at) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
+        "INSERT INTO memories (org_id, user_id, agent_id, session_id, content, words,"
+        " memory_type, importance, metadata, created_at) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
         (
             _organization_of(db, link),
             link.user_id,
             memory.agent_id,
             _session_of(db, link, report),
             memory.content,
+            IDEOGRAPH.sub(r" \g<0> ", memory.content),
             kind if kind in MEMORY_TYPES else "episodic",
             importance,
             metadata,
@@ -285,9 +294,17 @@ def search_memories(db: Database, user_id: str, query: str, top_k: int) -> tuple
 
 
 def _terms(query: str) -> tuple[str, ...]:
-    """Return the words of a question: nothing in it can be an operator of the search language."""
-    words = re.findall(r"[^\W_]+", query)
-    return tuple(dict.fromkeys(words))[:MAX_TERMS]
+    """Return the words of a question: nothing in it can be an operator of the search language.
+
+    Ideographs are written without spaces, and one alone says little, so they are searched for
+    in pairs.
+    """
+    terms: list[str] = []
+    for word in re.findall(r"[^\W_]+", query):
+        terms += IDEOGRAPH.sub(" ", word).split()
+        for run in IDEOGRAPHS.findall(word):
+            terms += [" ".join(run[at : at + 2]) for at in range(max(len(run) - 1, 1))]
+    return tuple(dict.fromkeys(terms))[:MAX_TERMS]
 
 
 # --- what owners read -----------------------------------------------------------------

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Literal, TypeVar, cast
+from typing import Literal, cast
 
 from semibot.errors import NotFound
 from semibot.store._database import Database, Row
@@ -25,22 +25,19 @@ from semibot.store.base import (
 from semibot.wire.codec import dump_json
 from semibot.wire.frames import HeldSession
 
-T = TypeVar("T")
-
-
 # --- users, agents --------------------------------------------------------------------
 
 
 def ensure_user(db: Database, user_id: str, org_id: str, *, vm_mode: VmMode | None) -> UserRow:
     """See :meth:`~semibot.store.base.Store.ensure_user`; a known user stays where it is."""
-    user = get_user(db, user_id)
-    if user is not None:
-        return user
-    _ensure_organization(db, org_id, vm_mode)
-    db.change(
-        "INSERT INTO users (id, org_id, created_at) VALUES (?, ?, ?)", (user_id, org_id, db.now())
-    )
-    return _the(get_user(db, user_id))
+    if not (users := _users(db, user_id)):
+        _ensure_organization(db, org_id, vm_mode)
+        db.change(
+            "INSERT INTO users (id, org_id, created_at) VALUES (?, ?, ?)",
+            (user_id, org_id, db.now()),
+        )
+        users = _users(db, user_id)
+    return users[0]
 
 
 def _ensure_organization(db: Database, org_id: str, vm_mode: VmMode | None) -> None:
@@ -59,16 +56,21 @@ def _ensure_organization(db: Database, org_id: str, vm_mode: VmMode | None) -> N
 
 def get_user(db: Database, user_id: str) -> UserRow | None:
     """See :meth:`~semibot.store.base.Store.get_user`."""
-    row = db.one(
+    return next(iter(_users(db, user_id)), None)
+
+
+def _users(db: Database, user_id: str) -> list[UserRow]:
+    rows = db.execute(
         "SELECT users.id, org_id, coalesce(vm_mode, default_vm_mode) AS mode"
         " FROM users JOIN organizations ON organizations.id = org_id WHERE users.id = ?",
         (user_id,),
     )
-    if row is None:
-        return None
-    return UserRow(
-        id=row.text("id"), org_id=row.text("org_id"), vm_mode=cast("VmMode", row.text("mode"))
-    )
+    return [
+        UserRow(
+            id=row.text("id"), org_id=row.text("org_id"), vm_mode=cast("VmMode", row.text("mode"))
+        )
+        for row in rows
+    ]
 
 
 def put_agent(db: Database, agent: AgentRow) -> None:
@@ -149,7 +151,7 @@ def ensure_vm(db: Database, user_id: str, vm_id: str, mode: VmMode) -> VmRow:
     user = get_user(db, user_id)
     if user is None:
         raise NotFound(f"there is no user {user_id}")
-    vm = _active_vm(db, user_id)
+    vm = next(iter(_active(db, user_id)), None)
     if vm is None:
         db.change(
             "INSERT INTO user_vm_instances (id, user_id, org_id, mode, status, created_at)"
@@ -163,7 +165,7 @@ def ensure_vm(db: Database, user_id: str, vm_id: str, mode: VmMode) -> VmRow:
             " link_attempt = 0, bootstrap_last_error = NULL WHERE id = ?",
             (vm.text("id"),),
         )
-    return _vm(_the(_active_vm(db, user_id)))
+    return _vm(_active(db, user_id)[0])
 
 
 def begin_attempt(db: Database, vm_id: str, ticket_hash: str, expires_at: int) -> VmRow:
@@ -196,16 +198,16 @@ def set_vm_status(
     row = db.one(
         "UPDATE user_vm_instances SET status = ?1,"
         " bootstrap_last_error = coalesce(?2, bootstrap_last_error),"
-        " disconnected_at = iif(?1 = 'disconnected', ?3, disconnected_at),"
-        " terminated_at = iif(?1 IN ('failed', 'terminated'), ?3, NULL)"
+        " disconnected_at = CASE WHEN ?1 = 'disconnected' THEN ?3 ELSE disconnected_at END,"
+        " terminated_at = CASE WHEN ?1 IN ('failed', 'terminated') THEN ?3 END"
         " WHERE id = ?4 AND status NOT IN ('failed', 'terminated') RETURNING *",
         (status, last_error, now, vm_id),
     )
     return None if row is None else _vm(row)
 
 
-def _active_vm(db: Database, user_id: str) -> Row | None:
-    return db.one(
+def _active(db: Database, user_id: str) -> list[Row]:
+    return db.execute(
         "SELECT * FROM user_vm_instances"
         " WHERE user_id = ? AND status NOT IN ('failed', 'terminated')",
         (user_id,),
@@ -238,7 +240,7 @@ def accept_link(db: Database, claim: LinkClaim) -> LinkAccepted | LinkRefused:
     """See :meth:`~semibot.store.base.Store.accept_link`."""
     if get_user(db, claim.user_id) is None:
         return LinkRefused(code=4004, reason="unknown_user", detail="there is no such user")
-    vm = _active_vm(db, claim.user_id)
+    vm = next(iter(_active(db, claim.user_id)), None)
     if vm is None:
         return LinkRefused(code=4003, reason="no_vm", detail="the user has no active VM row")
     ticket = _ticket(db, claim, vm)
@@ -253,7 +255,7 @@ def accept_link(db: Database, claim: LinkClaim) -> LinkAccepted | LinkRefused:
             "UPDATE vm_tickets SET used_by = ? WHERE ticket_hash = ? AND used_by IS NULL",
             (claim.boot_hash or "", ticket.text("ticket_hash")),
         )
-    row = db.one(
+    rows = db.execute(
         "UPDATE user_vm_instances SET status = 'ready', boot_hash = ?, dial = ?, level = ?,"
         " link_attempt = ?, epoch = epoch + 1, bootstrap_attempts = 0, last_heartbeat_at = ?,"
         " disconnected_at = NULL, bootstrap_last_error = NULL WHERE id = ? RETURNING *",
@@ -266,7 +268,7 @@ def accept_link(db: Database, claim: LinkClaim) -> LinkAccepted | LinkRefused:
             vm.text("id"),
         ),
     )
-    return LinkAccepted(vm=_vm(_the(row)), losses=losses, is_same_process=is_same)
+    return LinkAccepted(vm=_vm(rows[0]), losses=losses, is_same_process=is_same)
 
 
 def _ticket(db: Database, claim: LinkClaim, vm: Row) -> Row | None:
@@ -385,10 +387,3 @@ def look_up_sessions(
     ):
         found[row.text("id")] = session_row(row)
     return found
-
-
-def _the(value: T | None) -> T:
-    """Return what was just written, which is there."""
-    if value is None:
-        raise AssertionError("a row that was just written is missing")
-    return value

@@ -427,8 +427,10 @@ class Store(Protocol):
     # --- users, agents ----------------------------------------------------------------
 
     async def ensure_user(self, user_id: str, org_id: str, *, vm_mode: VmMode | None) -> UserRow:
-        """Return a user, made if need be; *vm_mode* is for an organization that is made, and
-        None leaves the schema's default."""
+        """Return a user, made if need be.
+
+        *vm_mode* is for an organization that is made; None leaves the schema's default.
+        """
         ...
 
     async def get_user(self, user_id: str) -> UserRow | None:
@@ -640,8 +642,10 @@ class Store(Protocol):
     async def read_events(
         self, session_id: str, after_seq: int, max_bytes: int
     ) -> tuple[StoredEvent, ...]:
-        """Return committed events after *after_seq*: at least one if there is one, then as
-        many as fit in *max_bytes*."""
+        """Return committed events after *after_seq*, as many as fit in *max_bytes*.
+
+        At least one, if there is one.
+        """
         ...
 
     async def term_end(self, session_id: str, term: int) -> int:
@@ -673,8 +677,7 @@ class Store(Protocol):
     async def remember_answer(
         self, user_id: str, key: str, body_hash: str, answer: JsonValue
     ) -> JsonValue:
-        """Keep the answer to a POST under its idempotency key for 24 h, or return the
-        earlier one.
+        """Keep the answer to a POST under its key for 24 h, or return the earlier one.
 
         Raises:
             IdempotencyConflict: If the key came with another body before.

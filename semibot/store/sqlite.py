@@ -151,9 +151,8 @@ class _Engine:
                 self._in_use.release()
 
     def _release(self) -> None:
-        for connection in (self._failed, self._writer):
-            if connection is not None:
-                _close(connection)
+        _close(self._failed)
+        _close(self._writer)
         self._failed = self._writer = None
         lock, self._lock = self._lock, None
         if lock is not None:
@@ -225,9 +224,8 @@ class _Engine:
     def _fresh_writer(self) -> apsw.Connection:
         if self._writer is None:
             self._writer = self._connect()
-            if self._failed is not None:
-                _close(self._failed)
-                self._failed = None
+            _close(self._failed)
+            self._failed = None
         return self._writer
 
     def _set_aside(self) -> None:
@@ -240,9 +238,10 @@ class _Engine:
             self._failed = writer
 
 
-def _close(connection: apsw.Connection) -> None:
-    with suppress(apsw.Error):  # it is closed even so; a failed checkpoint is made up for later
-        connection.close(force=True)
+def _close(connection: apsw.Connection | None) -> None:
+    if connection is not None:
+        with suppress(apsw.Error):  # a failed checkpoint is made up for at the next opening
+            connection.close(force=True)
 
 
 # --- transactions ---------------------------------------------------------------------

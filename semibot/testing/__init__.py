@@ -1,7 +1,7 @@
 """Fakes and harnesses, for semibot's own tests and for yours.
 
 The fake model server is in :mod:`semibot.testing.model_server`, which is a program too; what
-every store has to do is in :mod:`semibot.testing.store_conformance`.
+every store has to do is in ``semibot.testing.store_conformance``.
 """
 
 from .adapters import FunctionAdapter as FunctionAdapter

@@ -10,7 +10,7 @@ from typing import Final, TypeAlias, final
 import attrs
 import trio
 
-from semibot.errors import LocalProtocolError, RequestFailed
+from semibot.errors import LocalProtocolError, RequestFailed, StoreError
 from semibot.wire.codec import JsonObject, JsonValue, dump_json
 from semibot.wire.events import SessionEvent, decode_event
 from semibot.wire.frames import MAX_EVENT_BYTES, Cancelled, Command, CommandAck, FireAndForget
@@ -156,6 +156,9 @@ class MemoryPlane:
         self.refuses_lanes: bool = False
         """Whether opening a lane fails, as if an older one still had something to say."""
 
+        self.fails_reports: bool = False
+        """Whether reports cannot be kept."""
+
     # --- what the manager calls -------------------------------------------------------
 
     @contextmanager
@@ -202,6 +205,8 @@ class MemoryPlane:
     async def fire_and_forget(self, session_id: str, method: str, params: JsonObject) -> None:
         """Take a report."""
         await trio.lowlevel.checkpoint()
+        if self.fails_reports:
+            raise StoreError("this plane keeps no reports")
         self.reports.append((session_id, method, params))
 
     # --- what the test calls ----------------------------------------------------------

@@ -92,6 +92,17 @@ async def test_a_message_continues_a_session() -> None:
     assert message.on_busy == "enqueue"
 
 
+async def test_a_session_with_an_agent_goes_on_while_there_is_that_agent() -> None:
+    host = Host()
+    host.store.add_session("s1", agent_id="a1")
+    host.store.agents["org", "a1"] = AgentRow(
+        id="a1", org_id="org", name="A", agent_config={}, runtime_type="graph", openclaw_config=None
+    )
+    async with host.open("POST", SAY, {"message": "more"}) as exchange:
+        await exchange.wait_for(lambda: exchange.status)
+    assert exchange.status == 200
+
+
 @pytest.mark.parametrize(
     ("asked", "agent", "runtime"),
     [
@@ -166,7 +177,7 @@ BAD_BODIES = [
     (b'{"message":null}', 400, "VALIDATION_FAILED"),
     (b'{"message":" \\n\\t "}', 400, "VALIDATION_FAILED"),
     (b'{"message":""}', 400, "VALIDATION_FAILED"),
-    (b'{"message":"a","mesage":"b"}', 400, "VALIDATION_FAILED"),
+    (b'{"message":"a","massage":"b"}', 400, "VALIDATION_FAILED"),
     (b'{"message":"a","on_busy":"wait"}', 400, "VALIDATION_FAILED"),
     (b'{"message":"a","on_disconnect":true}', 400, "VALIDATION_FAILED"),
     (json.dumps({"message": "x" * (256 * 1024 + 1)}).encode(), 413, "MESSAGE_TOO_LARGE"),

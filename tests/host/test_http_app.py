@@ -169,7 +169,7 @@ async def test_other_names_and_other_pages_are_kept_out(
     host = Host(is_local=True)
     host.store.add_session("s1", user_id="local")
     async with host.open("GET", path, headers=headers) as exchange:
-        await exchange.wait_for(lambda: exchange.status)
+        await exchange.wait_for(lambda: exchange.body)
     assert (exchange.status == 403) == is_refused
     if is_refused:
         assert json.loads(exchange.body)["error"]["code"] == "ORIGIN_REFUSED"
@@ -186,7 +186,7 @@ async def test_another_page_cannot_send_a_message() -> None:
 # --- websockets and lifespan ----------------------------------------------------------
 
 
-async def knock(host: Host, path: str, **headers: str) -> list[dict]:
+async def knock(over: Host, path: str, **headers: str) -> list[dict]:
     sent: list[dict] = []
     events = iter([{"type": "websocket.connect"}])
 
@@ -204,7 +204,7 @@ async def knock(host: Host, path: str, **headers: str) -> list[dict]:
         "query_string": b"user_id=ann",
         "headers": [(name.encode(), value.encode()) for name, value in headers.items()],
     }
-    await host.app(scope, receive, send)
+    await over.app(scope, receive, send)
     return sent
 
 
@@ -290,6 +290,7 @@ async def test_an_unchanged_file_is_not_sent_again(sent: str) -> None:
     assert (again.status, again.body) == (304, b"")
     assert again.headers["etag"] == first.headers["etag"]
     assert "content-type" not in again.headers
+    assert "content-length" not in again.headers
     other = await host.ask("GET", "/style.css", headers={"if-none-match": '"other"'})
     assert other.status == 200
 

@@ -138,4 +138,5 @@ async def opened(
         deadlines=deadlines,
         ports=ports or simulated_ports(),
     ) as manager:
-        yield Vm(link, manager)
+        with trio.fail_after(10_000):  # of the mock clock: what hangs fails
+            yield Vm(link, manager)

@@ -25,7 +25,7 @@ from trio.testing import MockClock, wait_all_tasks_blocked
 from semibot.config import Deadlines
 from semibot.session import ActiveRun, Adapter, AdapterContext
 from semibot.testing import LaneEvent, MemoryLane, MemoryPlane, adapter_from, cancel_everywhere
-from semibot.wire.events import ExecutionComplete, ExecutionError, RunStarted
+from semibot.wire.events import ExecutionComplete, ExecutionError, RunStarted, TextChunk
 from semibot.wire.frames import Cancelled, CommandAck, FireAndForget
 
 
@@ -405,6 +405,18 @@ async def test_exit_is_bounded_although_an_adapter_does_not_stop(
 def test_a_cancellation_anywhere_leaves_nothing_behind(tmp_path: Path) -> None:
     attempts: list[MemoryPlane] = []
 
+    def audit() -> str | None:
+        for lane in attempts[-1].lanes if attempts else ():
+            started = [e.run_id for e in lane.events if isinstance(e, RunStarted)]
+            ended = [
+                e.run_id for e in lane.events if isinstance(e, ExecutionComplete | ExecutionError)
+            ]
+            if started != ended:
+                return f"{started} began and {ended} ended"
+            if not lane.snapshots and any(isinstance(e, TextChunk) for e in lane.events):
+                return "a run that was driven ended without a snapshot"
+        return None
+
     async def scenario() -> None:
         directory = tmp_path / str(len(attempts))
         directory.mkdir()
@@ -415,12 +427,7 @@ def test_a_cancellation_anywhere_leaves_nothing_behind(tmp_path: Path) -> None:
             vm.plane.say(message("hang", "r2"), cancel("c1"))
             await vm.plane.lane("s1").wait(Cancelled)
 
-    report = cancel_everywhere(scenario)
-    assert report
-    for plane in attempts:
-        for lane in plane.lanes:
-            started = [e.run_id for e in lane.events if isinstance(e, RunStarted)]
-            ended = [
-                e.run_id for e in lane.events if isinstance(e, ExecutionComplete | ExecutionError)
-            ]
-            assert started == ended
+    report = cancel_everywhere(scenario, audit=audit)
+    assert report.problems == ()
+    assert report.cancel_points > 20
+    assert report.longest <= 1

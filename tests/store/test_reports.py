@@ -403,6 +403,25 @@ async def test_a_question_is_words_and_nothing_else(office, query):
     assert [hit.content for hit in await search(office, query)] == [MEMORY["content"]]
 
 
+@pytest.mark.parametrize(
+    ("query", "found"),
+    [
+        ("咖啡", 1),
+        ("她喜欢喝咖啡吗", 1),
+        ("茶", 0),
+        ("啡", 1),
+        ("啡咖", 0),
+        ("GPT-5の咖啡", 1),
+        ("GPT", 1),
+    ],
+)
+async def test_a_language_without_spaces_is_searched_by_pairs(office, query, found):
+    content = "小明喜欢喝浓咖啡 也用GPT模型"
+    await office.report("memory_write", MEMORY | {"content": content})
+    await office.report("memory_write", MEMORY | {"content": "something else"})
+    assert [hit.content for hit in await search(office, query)] == [content] * found
+
+
 async def test_a_question_that_wants_nothing_gets_nothing(office):
     await office.report("memory_write", MEMORY)
     assert await search(office, "coffee", top_k=0) == ()

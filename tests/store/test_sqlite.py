@@ -283,7 +283,7 @@ def tap(add_hook):
 
 async def wait_threads(ports):
     with trio.fail_after(5):
-        while any(ports.threads.in_use().values()):
+        while any(ports.threads.in_use().values()):  # noqa: ASYNC110 - a thread tells nobody
             await trio.sleep(0.001)
 
 
@@ -403,7 +403,7 @@ async def test_a_slow_commit_that_ends_well_is_no_failure_any_more(path, tap):
 async def test_opening_that_hangs_is_given_up(path, tap, add_hook):
     add_hook(lambda connection: tap.wait())
     ports = live_ports()
-    with pytest.raises(StoreError, match="the database takes more than 0.1 s to open"):
+    with pytest.raises(StoreError, match=r"the database takes more than 0\.1 s to open"):
         async with open_store(path, ports=ports, store_commit=0.1):
             pass
     tap.opened.set()

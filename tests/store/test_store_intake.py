@@ -322,7 +322,7 @@ class Model:
         )
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(actions)
 def test_a_session_is_what_a_model_says_whatever_comes_in(
     script: list[list[Piece] | Lose],

@@ -298,7 +298,7 @@ NEARLY_FRAMES: Final = st.recursive(
 )
 
 
-@settings(deadline=None, max_examples=200)
+@settings(deadline=None, max_examples=100)
 @given(NEARLY_FRAMES)
 def test_what_is_nearly_a_frame_raises_nothing_but_a_protocol_error(frame: JsonObject) -> None:
     text = dump_json(frame)

@@ -217,6 +217,7 @@ CREATE TABLE memories (
     agent_id    TEXT NOT NULL,
     session_id  TEXT,
     content     TEXT NOT NULL,
+    words       TEXT NOT NULL,     -- the content for the index: ideographs stand apart
     memory_type TEXT NOT NULL,
     importance  REAL NOT NULL,
     metadata    TEXT NOT NULL DEFAULT '{}',
@@ -224,13 +225,13 @@ CREATE TABLE memories (
 ) STRICT;
 CREATE INDEX memories_of_user ON memories (user_id, id DESC);
 CREATE VIRTUAL TABLE memories_text USING fts5 (
-    content, content = 'memories', content_rowid = 'id', tokenize = 'unicode61'
+    words, content = 'memories', content_rowid = 'id', tokenize = 'unicode61'
 );
 CREATE TRIGGER memories_added AFTER INSERT ON memories BEGIN
-    INSERT INTO memories_text (rowid, content) VALUES (new.id, new.content);
+    INSERT INTO memories_text (rowid, words) VALUES (new.id, new.words);
 END;
 CREATE TRIGGER memories_removed AFTER DELETE ON memories BEGIN
-    INSERT INTO memories_text (memories_text, rowid, content) VALUES ('delete', old.id, old.content);
+    INSERT INTO memories_text (memories_text, rowid, words) VALUES ('delete', old.id, old.words);
 END;
 
 CREATE TABLE idempotency_keys (
