@@ -14,10 +14,15 @@ from semibot.errors import (
     ChildStartFailed,
     ConfigError,
     CursorExpired,
+    DataDirectoryInUse,
     DeadlineExceeded,
+    HostRefused,
+    HostUnreachable,
+    LinkRefused,
     ModelError,
     OriginRefused,
     PathRefused,
+    PlaneNotReady,
     RemoteProtocolError,
     RequestFailed,
     SemibotError,
@@ -49,6 +54,14 @@ EXAMPLES: Final = [
     ),
     (ChildStartFailed("bridge", "No such file"), ["cannot start bridge: No such file"]),
     (PathRefused("../x", "it leads outside"), ["'../x'", "it leads outside"]),
+    (DataDirectoryInUse("/data", 4711), ["/data", "process 4711", "another --data-dir"]),
+    (DataDirectoryInUse("/data", None), ["another host"]),
+    (LinkRefused(4001, ""), ["admin vm-token", "4001: no reason given"]),
+    (LinkRefused(4999, "odd"), ["the host refuses this VM", "4999: odd"]),
+    (PlaneNotReady("failed", "no such program", 2500), ["failed: no such program", "in 3 s"]),
+    (PlaneNotReady("starting", None, 1000), ["starting; try again in 1 s"]),
+    (HostUnreachable("http://h", "refused"), ["http://h", "refused", "semibot serve", "--local"]),
+    (HostRefused(409, "SESSION_BUSY", "it is busy"), ["it is busy (SESSION_BUSY)"]),
     (TokenRefused("expired"), ["the token is not accepted: expired"]),
     (Unauthenticated(), ["Authorization: Bearer TOKEN"]),
     (Unauthenticated("AUTH_EXPIRED"), ["has expired"]),
@@ -122,6 +135,6 @@ def test_the_examples_cover_every_error_that_has_fields() -> None:
 
 def test_only_what_may_pass_by_itself_is_retryable() -> None:
     retryable = {kind for kind in tree_below(SemibotError) if kind.is_retryable}
-    assert retryable == {DeadlineExceeded}
+    assert retryable == {DeadlineExceeded, HostUnreachable, PlaneNotReady}
     assert ModelError("busy", is_retryable=True).is_retryable
     assert not ModelError("refused").is_retryable

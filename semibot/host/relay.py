@@ -158,9 +158,9 @@ class Relay:
         self._kept.move_to_end(tail.session_id)
         if self._tally.committed_bytes > self._max_committed_bytes:
             for other in self._kept.values():
-                other.shed()
                 if self._tally.committed_bytes <= self._max_committed_bytes // 2:
                     break
+                other.shed()
 
     def _evict(self) -> None:
         """Let go of the longest unused tails that nobody needs."""

@@ -352,7 +352,7 @@ class Tail:
 
     def has_news(self, cursor: Cursor) -> bool:
         """Return whether something is published that *cursor* has not passed."""
-        return self.published_seq > cursor.seq and cursor.term == self.term
+        return self.published_seq > cursor.seq
 
     def take(self, cursor: Cursor) -> bytes:
         """Return what is next for *cursor*, and move it past that.

@@ -50,7 +50,7 @@ _LARGEST_TIME: Final = 2**53
 # --- keys -----------------------------------------------------------------------------
 
 _GUESSABLE: Final = (  # noqa: SIM905 - as a list it would be a hundred lines
-    "a an and any app api at atleast be bit bits bytes change changed changeit changeme characters "
+    "a an and any app api at be bit bits bytes change changed changeit changeme characters "
     "chars com correct battery horse staple cat keyboard default demo dev development do dummy "
     "example fake fixme for generated github here hs256 hmac in insecure is it jwt key least "
     "length local long longer me minimum must my need not of only our pass passphrase password "

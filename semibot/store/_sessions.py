@@ -40,7 +40,7 @@ def accept_message(db: Database, message: NewMessage) -> MessageAccepted:
     A key of a message whose session was deleted since is :exc:`NotFound`: sending the message
     again under that key must not run it a second time.
     """
-    repeat = _find_repeat(db, message)
+    repeat = find_accepted(db, message)
     if repeat is not None:
         return repeat
     if message.create is not None:
@@ -71,7 +71,8 @@ def accept_message(db: Database, message: NewMessage) -> MessageAccepted:
     )
 
 
-def _find_repeat(db: Database, message: NewMessage) -> MessageAccepted | None:
+def find_accepted(db: Database, message: NewMessage) -> MessageAccepted | None:
+    """See :meth:`~semibot.store.base.Store.find_accepted`."""
     if message.idempotency is None:
         return None
     key, body_hash = message.idempotency
@@ -278,6 +279,15 @@ def _require_session(db: Database, user_id: str, session_id: str) -> SessionRow:
     if session is None:
         raise NotFound(f"there is no session {session_id}")
     return session
+
+
+def was_deleted(db: Database, user_id: str, session_id: str) -> bool:
+    """See :meth:`~semibot.store.base.Store.was_deleted`."""
+    known = db.one(
+        "SELECT 1 FROM tombstones WHERE session_id = ? AND user_id = ? AND expires_at > ?",
+        (session_id, user_id, db.now()),
+    )
+    return known is not None
 
 
 def delete_session(

@@ -166,6 +166,10 @@ class SqliteStore:
         """See :meth:`~semibot.store.base.Store.accept_message`."""
         return await self._writer.write(sessions.accept_message, message)
 
+    async def find_accepted(self, message: NewMessage) -> MessageAccepted | None:
+        """See :meth:`~semibot.store.base.Store.find_accepted`."""
+        return await self._readers.read(sessions.find_accepted, message)
+
     async def ask_cancel(
         self, user_id: str, session_id: str, run_id: str | None, command_id: str, reason: str
     ) -> CancelAsked:
@@ -227,6 +231,10 @@ class SqliteStore:
     ) -> MessagesPage:
         """See :meth:`~semibot.store.base.Store.list_messages`."""
         return await self._readers.read(reading.list_messages, user_id, session_id, cursor, limit)
+
+    async def was_deleted(self, user_id: str, session_id: str) -> bool:
+        """See :meth:`~semibot.store.base.Store.was_deleted`."""
+        return await self._readers.read(sessions.was_deleted, user_id, session_id)
 
     async def delete_session(
         self, user_id: str, session_id: str, command_id: str

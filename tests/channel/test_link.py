@@ -1,10 +1,13 @@
 from __future__ import annotations
 
+import itertools
 import json
 
+import attrs
 import pytest
 import trio
-import trio_websocket
+import trio.testing
+import wsproto
 from scripted_host import Handler, open_host
 
 from semibot.channel import open_control_channel
@@ -156,8 +159,8 @@ async def test_a_process_that_was_stopped_gives_its_host_a_chance(mock_clock):
             mock_clock.jump(1)
             await trio.testing.wait_all_tasks_blocked()
         assert channel.status.state == "up"
-        await link.receive_message()  # the heartbeat at the beginning
-        assert json.loads(await link.receive_message())["lag_ms"] == 99_000
+        beats = [json.loads(await link.receive_message()) for _ in range(3)]
+        assert max(beat["lag_ms"] for beat in beats) == 99_000
         mock_clock.jump(100)
         for _ in range(5):
             await trio.testing.wait_all_tasks_blocked()
@@ -191,8 +194,6 @@ async def test_a_level_1_host_that_answers_no_ping_is_dialled_again(autojump_clo
 
 async def answer_by_hand(stream, rest):
     """Shake hands, send one frame, and never read again."""
-    import wsproto
-
     server = wsproto.WSConnection(wsproto.ConnectionType.SERVER)
     server.receive_data(await stream.receive_some())
     next(iter(server.events()))
@@ -286,7 +287,7 @@ async def test_a_host_that_is_not_there_is_dialled_with_jitter_for_ever(autojump
             assert channel.status.last_error == "cannot connect: nobody is there"
             assert channel.status.attempts == len(host.dialled)
             times = [time for time, *_ in host.dialled]
-            delays = [later - earlier for earlier, later in zip(times, times[1:], strict=False)]
+            delays = [later - earlier for earlier, later in itertools.pairwise(times)]
             assert len(delays) > 20
             for failures, delay in enumerate(delays):
                 assert 0 <= delay <= min(30, 2**failures)
@@ -307,8 +308,6 @@ async def test_a_dial_or_handshake_that_hangs_is_bounded(autojump_clock):
 
     async def hang(host, port, *, use_tls):
         await trio.sleep_forever()
-
-    import attrs
 
     ports = attrs.evolve(host.ports, dial=hang)
     async with open_control_channel("wss://h", user_id="u", token="t", ports=ports) as channel:
@@ -348,17 +347,8 @@ async def test_the_block_ends_within_channel_close_whatever_the_host_does(autoju
             await channel.fire_and_forget("s1", "audit_log", {"event": "x", "details": {}})
             began = trio.current_time()
         assert trio.current_time() - began <= 2
-        assert [frame["type"] for frame in await link_rest(link)] == ["fire_and_forget"]
-
-
-async def link_rest(link):
-    frames = []
-    try:
-        while True:
-            frames.append(await link.receive())
-    except trio_websocket.ConnectionClosed as exc:
-        assert exc.reason.code == 1000
-    return frames
+        assert (await link.receive())["type"] == "fire_and_forget"
+        assert await link.wait_closed() == 1000
 
 
 async def test_an_idle_block_ends_at_once_with_1000(autojump_clock):

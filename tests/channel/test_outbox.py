@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
 import sys
 
 import attrs
@@ -267,8 +266,8 @@ trio.run(main)
 
 
 async def test_a_crash_loses_no_report_and_at_most_repeats_one(tmp_path):
-    run = subprocess.run(
-        [sys.executable, "-c", PROGRAM, str(tmp_path)], capture_output=True, check=False
+    run = await trio.run_process(
+        [sys.executable, "-c", PROGRAM, str(tmp_path)], capture_stdout=True, check=False
     )
     assert run.returncode == 9
     printed = run.stdout.decode().split()

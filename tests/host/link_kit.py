@@ -27,8 +27,11 @@ from semibot.testing import simulated_ports
 
 KEY = Secret("correct-length-and-quite-random-8f2a61c0")
 DEADLINES = Deadlines()
-SETTLE = 0.0001
-"""Seconds for which nothing may happen before a test believes that all is done."""
+
+
+async def quiet() -> None:
+    """Wait until nothing more happens without the clock."""
+    await trio.testing.wait_all_tasks_blocked()
 
 
 class BrokenStore:
@@ -66,7 +69,6 @@ class Vm:
         self.has_ended = trio.Event()
         self.heard: list[dict[str, Any]] = []
         self.messages: list[str] = []
-        self._news = trio.Event()
         self.accepts = True
         self.is_stuck = False
 
@@ -88,7 +90,6 @@ class Vm:
             self.heard += frame["frames"] if frame["type"] == "batch" else [frame]
         elif message["type"] == "websocket.close":
             self.closed = (message["code"], message["reason"])
-        self._news.set()
 
     def say_text(self, text: str) -> None:
         self.to_host.send_nowait({"type": "websocket.receive", "text": text})
@@ -107,20 +108,18 @@ class Vm:
             type="sse_event", session_id=sid, term=term, seq=seq, run_id=run, data=json.dumps(data)
         )
 
-    async def hear(self, kind: str, *, after: int = 0, **fields: Any) -> dict[str, Any]:
-        """Wait for the next frame of a kind that was not taken yet, and take it."""
-        with trio.fail_after(300):
-            while True:
-                for index, frame in enumerate(self.heard):
-                    if frame["type"] == kind and all(frame.get(k) == v for k, v in fields.items()):
-                        del self.heard[index]
-                        return frame
-                self._news = trio.Event()
-                await self._news.wait()
+    async def hear(self, kind: str, **fields: Any) -> dict[str, Any]:
+        """Return the next frame of a kind that was not taken yet, once all is quiet."""
+        await quiet()
+        for index, frame in enumerate(self.heard):
+            if frame["type"] == kind and all(frame.get(k) == v for k, v in fields.items()):
+                del self.heard[index]
+                return frame
+        raise AssertionError(f"no {kind} with {fields} in {self.heard}; closed: {self.closed}")
 
     async def wait_closed(self) -> tuple[int, str] | None:
-        with trio.fail_after(300):
-            await self.has_ended.wait()
+        await quiet()
+        assert self.has_ended.is_set(), "the socket is still served"
         return self.closed
 
     def kinds(self) -> list[str]:
@@ -177,20 +176,19 @@ class Plane:
         return [(event.term, event.seq, event.run_id, event.type) for event in found]
 
     async def quiet(self) -> None:
-        await trio.testing.wait_all_tasks_blocked(SETTLE)
+        await quiet()
 
     # --- VMs --------------------------------------------------------------------------
 
     def connect(self, query: str = "user_id=ann") -> Vm:
         vm = Vm()
+        vm.to_host.send_nowait({"type": "websocket.connect"})
 
         async def run() -> None:
-            vm.to_host.send_nowait({"type": "websocket.connect"})
             await self.links.serve_socket(
                 {"type": "websocket", "query_string": query.encode()}, vm.receive, vm.send
             )
             vm.has_ended.set()
-            vm._news.set()
 
         self.nursery.start_soon(run)
         return vm
@@ -281,9 +279,7 @@ async def open_plane(
         async with trio.open_nursery() as nursery:
             nursery.start_soon(links.serve)
             nursery.start_soon(dispatcher.serve)
-            plane = Plane(
-                store, relay, links, dispatcher, metrics, ports, tokens, nursery
-            )
+            plane = Plane(store, relay, links, dispatcher, metrics, ports, tokens, nursery)
             if is_external:
                 await plane.external()
             yield plane

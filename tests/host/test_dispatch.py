@@ -5,12 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import pytest
 import trio
-
 from link_kit import Plane, Vm, open_plane
-
-pytestmark = pytest.mark.usefixtures("autojump_clock")
+from trio.testing import MockClock
 
 
 async def began(plane: Plane, vm: Vm, run: str = "r1", sid: str = "s1", seq: int = 1) -> int:
@@ -22,13 +19,17 @@ async def began(plane: Plane, vm: Vm, run: str = "r1", sid: str = "s1", seq: int
     return seq + 1
 
 
-async def finish(plane: Plane, vm: Vm, seq: int, run: str = "r1", sid: str = "s1", **end: Any) -> int:
+async def finish(
+    plane: Plane, vm: Vm, seq: int, run: str = "r1", sid: str = "s1", **end: Any
+) -> int:
     vm.event(sid, 1, seq, run, "execution_complete", **(end or {"final_response": "done"}))
     await vm.hear("ack", sessions={sid: seq})
     return seq + 1
 
 
-async def test_a_message_goes_to_the_vm_and_its_events_come_back(tmp_path: Path) -> None:
+async def test_a_message_goes_to_the_vm_and_its_events_come_back(
+    tmp_path: Path, mock_clock: MockClock
+) -> None:
     async with open_plane(tmp_path) as plane:
         vm = await plane.up()
         await plane.say("hello")
@@ -59,7 +60,9 @@ async def test_a_message_goes_to_the_vm_and_its_events_come_back(tmp_path: Path)
         assert "c-r1" in [each for frame in acks for each in frame["ids"]]
 
 
-async def test_the_second_message_waits_for_the_end_of_the_first(tmp_path: Path) -> None:
+async def test_the_second_message_waits_for_the_end_of_the_first(
+    tmp_path: Path, mock_clock: MockClock
+) -> None:
     async with open_plane(tmp_path) as plane:
         vm = await plane.up()
         await plane.say("one")
@@ -77,6 +80,7 @@ async def test_the_second_message_waits_for_the_end_of_the_first(tmp_path: Path)
 
 async def test_a_cancel_overtakes_waiting_messages_and_its_receipt_is_answered(
     tmp_path: Path,
+    mock_clock: MockClock,
 ) -> None:
     async with open_plane(tmp_path) as plane:
         vm = await plane.up()
@@ -103,7 +107,9 @@ async def test_a_cancel_overtakes_waiting_messages_and_its_receipt_is_answered(
         assert (await vm.hear("user_message"))["run_id"] == "r2"
 
 
-async def test_a_cancelled_message_that_waits_is_written_as_cancelled(tmp_path: Path) -> None:
+async def test_a_cancelled_message_that_waits_is_written_as_cancelled(
+    tmp_path: Path, mock_clock: MockClock
+) -> None:
     async with open_plane(tmp_path) as plane:
         vm = await plane.up()
         await plane.say("one")
@@ -117,7 +123,9 @@ async def test_a_cancelled_message_that_waits_is_written_as_cancelled(tmp_path: 
         assert message["data"]["cancelled"] is True
 
 
-async def test_a_cancelled_message_without_a_holder_is_ended_by_the_host(tmp_path: Path) -> None:
+async def test_a_cancelled_message_without_a_holder_is_ended_by_the_host(
+    tmp_path: Path, mock_clock: MockClock
+) -> None:
     async with open_plane(tmp_path) as plane:
         await plane.say("one")
         await plane.quiet()
@@ -134,7 +142,9 @@ async def test_a_cancelled_message_without_a_holder_is_ended_by_the_host(tmp_pat
         assert vm.kinds() == []
 
 
-async def test_a_message_that_waits_for_its_vm_goes_out_once_it_is_there(tmp_path: Path) -> None:
+async def test_a_message_that_waits_for_its_vm_goes_out_once_it_is_there(
+    tmp_path: Path, mock_clock: MockClock
+) -> None:
     async with open_plane(tmp_path) as plane:
         await plane.say("one")
         await plane.quiet()
@@ -142,7 +152,9 @@ async def test_a_message_that_waits_for_its_vm_goes_out_once_it_is_there(tmp_pat
         assert (await vm.hear("user_message"))["run_id"] == "r1"
 
 
-async def test_a_command_is_sent_again_to_the_same_process_only(tmp_path: Path) -> None:
+async def test_a_command_is_sent_again_to_the_same_process_only(
+    tmp_path: Path, mock_clock: MockClock
+) -> None:
     async with open_plane(tmp_path) as plane:
         vm = await plane.up()
         await plane.say("one")
@@ -166,21 +178,23 @@ async def test_a_command_is_sent_again_to_the_same_process_only(tmp_path: Path) 
         ]
 
 
-async def test_a_command_that_was_acknowledged_is_not_sent_again(tmp_path: Path) -> None:
+async def test_a_command_that_was_acknowledged_is_not_sent_again(
+    tmp_path: Path, mock_clock: MockClock
+) -> None:
     async with open_plane(tmp_path) as plane:
         vm = await plane.up()
         await plane.say("one")
         await began(plane, vm)
         vm.hang_up()
         await vm.wait_closed()
-        again = await plane.up(
-            dial=2, resume={"s1": {"term": 1, "first_seq": 2, "last_seq": 1}}
-        )
+        again = await plane.up(dial=2, resume={"s1": {"term": 1, "first_seq": 2, "last_seq": 1}})
         await plane.quiet()
         assert again.kinds() == []
 
 
-async def test_the_next_message_after_a_loss_starts_the_session_anew(tmp_path: Path) -> None:
+async def test_the_next_message_after_a_loss_starts_the_session_anew(
+    tmp_path: Path, mock_clock: MockClock
+) -> None:
     async with open_plane(tmp_path) as plane:
         vm = await plane.up()
         await plane.say("one")
@@ -195,7 +209,9 @@ async def test_the_next_message_after_a_loss_starts_the_session_anew(tmp_path: P
         assert (await plane.events())[-1] == (2, 2, "r1", "execution_error")
 
 
-async def test_a_snapshot_goes_with_the_start_of_a_session(tmp_path: Path) -> None:
+async def test_a_snapshot_goes_with_the_start_of_a_session(
+    tmp_path: Path, mock_clock: MockClock
+) -> None:
     async with open_plane(tmp_path) as plane:
         vm = await plane.up()
         await plane.say("one")
@@ -216,7 +232,7 @@ async def test_a_snapshot_goes_with_the_start_of_a_session(tmp_path: Path) -> No
         assert start["snapshot"]["checkpoint"] == {"a": 1}
 
 
-async def test_a_receipt_says_that_the_vm_was_lost(tmp_path: Path) -> None:
+async def test_a_receipt_says_that_the_vm_was_lost(tmp_path: Path, mock_clock: MockClock) -> None:
     async with open_plane(tmp_path) as plane:
         vm = await plane.up()
         await plane.say("one")
@@ -237,7 +253,9 @@ async def test_a_receipt_says_that_the_vm_was_lost(tmp_path: Path) -> None:
         assert answers[0]["run_id"] == "r1"
 
 
-async def test_a_deleted_session_is_stopped_and_late_events_are_dropped(tmp_path: Path) -> None:
+async def test_a_deleted_session_is_stopped_and_late_events_are_dropped(
+    tmp_path: Path, mock_clock: MockClock
+) -> None:
     async with open_plane(tmp_path) as plane:
         vm = await plane.up()
         await plane.say("one")
@@ -260,7 +278,9 @@ async def test_a_deleted_session_is_stopped_and_late_events_are_dropped(tmp_path
         assert not await plane.dispatcher.delete_session("ann", "s1")
 
 
-async def test_a_session_deleted_while_the_vm_was_away_is_gone_for_it(tmp_path: Path) -> None:
+async def test_a_session_deleted_while_the_vm_was_away_is_gone_for_it(
+    tmp_path: Path, mock_clock: MockClock
+) -> None:
     async with open_plane(tmp_path) as plane:
         vm = await plane.up()
         await plane.say("one")
@@ -273,7 +293,11 @@ async def test_a_session_deleted_while_the_vm_was_away_is_gone_for_it(tmp_path: 
         assert answer["sessions"] == {"s1": {"gone": True}}
         stop = await again.hear("stop_session")
         again.say(
-            type="cancelled", session_id="s1", command_id=stop["command_id"], run_id=None, receipt={}
+            type="cancelled",
+            session_id="s1",
+            command_id=stop["command_id"],
+            run_id=None,
+            receipt={},
         )
         await again.hear("ack", ids=[stop["command_id"]])
         assert await plane.store.sessions_with_work("ann") == ()
@@ -281,6 +305,7 @@ async def test_a_session_deleted_while_the_vm_was_away_is_gone_for_it(tmp_path: 
 
 async def test_a_session_that_was_stopped_is_started_again_for_the_next_message(
     tmp_path: Path,
+    mock_clock: MockClock,
 ) -> None:
     async with open_plane(tmp_path) as plane:
         vm = await plane.up()
@@ -303,7 +328,7 @@ async def test_a_session_that_was_stopped_is_started_again_for_the_next_message(
         assert start["term"] == 2
 
 
-async def test_idle_is_when_no_run_is_open(tmp_path: Path) -> None:
+async def test_idle_is_when_no_run_is_open(tmp_path: Path, mock_clock: MockClock) -> None:
     async with open_plane(tmp_path) as plane:
         await plane.dispatcher.wait_idle("ann")
         await plane.dispatcher.stop_sessions("ann", "admin")  # no VM: nothing to do
@@ -320,5 +345,5 @@ async def test_idle_is_when_no_run_is_open(tmp_path: Path) -> None:
         await plane.quiet()
         assert not done.is_set()
         await finish(plane, vm, seq)
-        with trio.fail_after(2):
-            await done.wait()
+        await plane.quiet()
+        assert done.is_set()

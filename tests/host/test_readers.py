@@ -323,6 +323,19 @@ async def test_a_live_reader_that_has_seen_too_much_gets_the_state(kit):
         nursery.cancel_scope.cancel()
 
 
+async def test_the_store_is_not_ahead_of_what_the_tail_says(kit):
+    kit.store.add(event(1), event(2))
+    await kit.receive(event(3), event(4))
+    kit.store.add(event(3, term=2, type="execution_error"))  # a loss that is not told yet
+    async with trio.open_nursery() as nursery:
+        client = await follow(nursery, await kit.reader("1-0"))
+        assert client.ids == ["1-1", "1-2", "1-3", "1-4"]
+        kit.relay.publish_loss(loss(2, kit.store.events[2]))
+        await wait_all_tasks_blocked()
+        assert client.got[4:] == ["resync 2-3"]
+        nursery.cancel_scope.cancel()
+
+
 async def test_a_loss_while_an_older_id_is_looked_up_is_not_missed(kit):
     kit.store.add(event(1), event(2, term=2))
     client = await kit.reader("1-1")
@@ -507,6 +520,29 @@ async def test_an_idle_reader_gets_a_keepalive_every_fifteen_seconds(kit, autoju
     for expected in (15, 30, 45):
         assert await client.step() == KEEPALIVE
         assert trio.current_time() == expected
+
+
+async def test_a_keepalive_does_not_depend_on_those_who_have_left(kit, autojump_clock):
+    """The first that waits has the timer for all; it goes, and the second comes to it."""
+    readers = [await kit.relay.open_run_reader(f"s{n}", "r1", 0) for n in (2, 3, 4)]
+    leave = trio.CancelScope()
+
+    async def wait_cancelled() -> None:
+        with leave:
+            await readers[0].next_chunk()
+
+    async with trio.open_nursery() as nursery:
+        for reader in readers:
+            await reader.next_chunk()
+        nursery.start_soon(wait_cancelled)
+        await wait_all_tasks_blocked()
+        for reader in readers[1:]:
+            nursery.start_soon(reader.next_chunk)
+        await wait_all_tasks_blocked()
+        leave.cancel()
+        await wait_all_tasks_blocked()
+        (await kit.relay.tail("s3")).receive(event(1), waits_for_commit=False)
+    assert trio.current_time() == 15
 
 
 async def test_every_reader_gets_its_keepalives_whoever_comes_and_goes(kit, autojump_clock):

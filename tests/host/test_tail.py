@@ -214,6 +214,15 @@ def test_a_loss_drops_what_is_not_committed_and_goes_on_in_the_new_term():
     assert tailed.tail.take(at_base).startswith(b"id: 2-4\n")
 
 
+def test_what_was_joined_before_a_loss_is_not_taken_after_it():
+    tailed = Tailed()
+    tailed.receive(1, 2)
+    first, second = tailed.cursor(), tailed.cursor()
+    tailed.tail.take(first)
+    tailed.tail.lose(loss(0, event(1, term=2), event(2, term=2)))
+    assert tailed.tail.take(second).startswith(b"id: 2-1\n")
+
+
 def test_what_a_loss_has_committed_beyond_what_was_known_stays():
     tailed = Tailed()
     tailed.receive(1, 2, 3)
