@@ -188,6 +188,8 @@ class Connection:
                 self._is_resuming = True
                 self._end.sent(resume.type)
                 await self._resume(socket, encode_frame(resume))
+            else:
+                self._exchange.settle(self._level, None)
             interval = _seconds(init.data.heartbeat_interval_s, self._deadlines.link_heartbeat)
             dead_after = _seconds(init.data.dead_after_s, self._deadlines.link_dead_after)
             services.start_soon(self._write, socket, name="link writer")
@@ -196,7 +198,6 @@ class Connection:
             if self._level < 2:
                 services.start_soon(self._ping, socket, interval, dead_after, name="link ping")
             await self._read_until_live(socket)
-            self._exchange.go_live(self._level)
             self._counters.links += 1
             self._on_up()
             while True:
@@ -283,7 +284,7 @@ class Connection:
     def _take(self, frame: FromHost) -> None:
         self._end.received(frame.type)
         if isinstance(frame, ResumeResponse):
-            self._exchange.resume(frame)
+            self._exchange.settle(self._level, frame)
             self._is_resuming = False
         else:
             self._exchange.dispatch(frame)
@@ -309,7 +310,10 @@ class Connection:
             outgoing.written()
             self._counters.frames_sent += len(texts)
             self._counters.messages_sent += 1
-            self._exchange.make_room()
+            if self._level < 2:
+                self._exchange.make_room()
+            else:
+                self._exchange.notify()
 
     async def _beat(self, interval: float) -> NoReturn:
         while True:

@@ -45,7 +45,8 @@ from semibot.wire.frames import (
     UserMessage,
     encode_frame,
 )
-from semibot.wire.outgoing import Outbound, Outgoing
+from semibot.wire.outgoing import Outgoing
+from semibot.wire.own_lane import Outbound
 from semibot.wire.pending import Pending, PendingRequest
 from semibot.wire.plane import CommandHandler, PlaneSettings
 from semibot.wire.session_lane import SessionLane
@@ -247,7 +248,8 @@ class Exchange:
     def row_is_durable(self, row: OutboxRow) -> None:
         """Send a report that entered the outbox, if there is a link."""
         if self._level:
-            self._put_own(_Report(row, self.outbox, self._level))
+            self.outgoing.put_own(_Report(row, self.outbox, self._level), last=True)
+            self.notify()
 
     def _put_own(self, item: Outbound) -> None:
         self.outgoing.put_own(item)
@@ -262,14 +264,26 @@ class Exchange:
         self.make_room()
         return Resume(pending_ids=self._named, sessions=sessions if level >= 2 else None)
 
-    def go_live(self, level: int) -> None:
-        """Say again what the host does not have: steps 8 to 11, after ``resume_response``."""
+    def settle(self, level: int, answer: ResumeResponse | None) -> None:
+        """Go on where the host is: steps 8 to 11 of a reconnect, in this order.
+
+        Args:
+            level: The level of the link.
+            answer: What the host said to ``resume``; None if it was not asked.
+
+        Raises:
+            RemoteProtocolError: If it says what does not exist; nothing changes.
+        """
+        if answer is not None:
+            self.pending.settle(self._named, answer.results)
         self._level = level
         for request in self.pending.unsent():
-            self._put_own(request)
+            self.outgoing.put_own(request, first=True)
+        sessions = None if answer is None or level < 2 else answer.sessions or {}
+        self._lose(self.outgoing.settle(sessions))
         for row in self.outbox.rows:
-            self._put_own(_Report(row, self.outbox, level))
-        self.notify()
+            self.row_is_durable(row)
+        self.make_room()
 
     def end_link(self) -> None:
         """Take note that there is no link any more."""
@@ -292,16 +306,6 @@ class Exchange:
         self._settings = settings
         if self._handler is not None:
             self._handler.configure(settings)
-
-    def resume(self, frame: ResumeResponse) -> None:
-        """Take the answer to ``resume``: requests first, then sessions.
-
-        Raises:
-            RemoteProtocolError: If it says what does not exist; nothing changes.
-        """
-        self.pending.settle(self._named, frame.results)
-        self._lose(self.outgoing.settle(frame.sessions or {}))
-        self.make_room()
 
     def dispatch(self, frame: FromHost) -> None:
         """Do what one frame asks; never waits.

@@ -94,18 +94,67 @@ class _WatchedStream(trio.abc.Stream):
 
 
 @final
+class _Reading:
+    """The library's reader, and what became of it."""
+
+    def __init__(self, stream: _WatchedStream) -> None:
+        self._stream = stream
+        self._connection: trio_websocket.WebSocketConnection | None = None
+        self._is_ready = trio.Event()
+        self.failure: str | None = None
+
+    async def serve(self, host: str, resource: str) -> None:
+        """Read from the connection until it ends; a service."""
+        try:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._break_off_handshake, nursery.cancel_scope)
+                self._connection = await trio_websocket.wrap_client_stream(
+                    nursery,
+                    typing.cast("trio.SocketStream", self._stream),
+                    host,
+                    resource,
+                    message_queue_size=_QUEUED_MESSAGES,
+                    max_message_size=MAX_FRAME_BYTES,  # in characters; receive() counts bytes
+                    receive_buffer_size=_RECEIVE_BYTES,
+                )
+                self._is_ready.set()
+        except* Exception as group:  # noqa: BLE001 - the library's and wsproto's, from its reader
+            self.failure = _describe(group)
+        self._is_ready.set()
+        await trio.sleep_forever()  # the reader ends with the connection, the body takes note
+
+    async def _break_off_handshake(self, scope: trio.CancelScope) -> None:
+        await self._stream.has_ended.wait()
+        if self._connection is None:
+            scope.cancel("the connection ended before the handshake did")
+
+    async def wait_open(self) -> trio_websocket.WebSocketConnection:
+        """Wait for the handshake."""
+        await self._is_ready.wait()
+        if self._connection is None:
+            reason = self.failure or "the host closed the connection before the handshake"
+            raise LinkEnded(ABNORMAL, reason)
+        return self._connection
+
+
+@final
 class WebSocket:
     """An open WebSocket. Made by :func:`open_web_socket`.
 
     One task receives and one sends.
     """
 
-    def __init__(self, stream: _WatchedStream, close_grace: float) -> None:
+    def __init__(
+        self,
+        connection: trio_websocket.WebSocketConnection,
+        stream: _WatchedStream,
+        reading: _Reading,
+        close_grace: float,
+    ) -> None:
+        self._connection = connection
         self._stream = stream
+        self._reading = reading
         self._close_grace = close_grace
-        self._connection: trio_websocket.WebSocketConnection | None = None
-        self._failure: str | None = None
-        self._is_ready = trio.Event()
         self._is_closed: trio.Event | None = None  # there from the first aclose() on
         self._pings = 0
 
@@ -123,7 +172,7 @@ class WebSocket:
             LinkEnded: If there is none any more, or it is not what the protocol allows.
         """
         try:
-            message = await self._open_connection().get_message()
+            message = await self._connection.get_message()
         except trio_websocket.ConnectionClosed as exc:
             if self._is_closed is not None:  # the closing handshake needs the library's reader
                 await self._is_closed.wait()
@@ -145,7 +194,7 @@ class WebSocket:
             LinkEnded: If the connection is over.
         """
         try:
-            await self._open_connection().send_message(text)
+            await self._connection.send_message(text)
         except trio_websocket.ConnectionClosed as exc:
             raise self._ended(exc.reason) from None
         except Exception as exc:  # wsproto's errors, which the library lets through
@@ -159,7 +208,7 @@ class WebSocket:
         """
         self._pings += 1
         try:
-            await self._open_connection().ping(struct.pack("!Q", self._pings))
+            await self._connection.ping(struct.pack("!Q", self._pings))
         except trio_websocket.ConnectionClosed as exc:
             raise self._ended(exc.reason) from None
         except Exception as exc:  # wsproto's errors, which the library lets through
@@ -182,54 +231,13 @@ class WebSocket:
 
     async def _say_goodbye(self, code: int, reason: str) -> None:
         try:
-            await self._open_connection().aclose(code, reason)
+            await self._connection.aclose(code, reason)
         except Exception as exc:  # noqa: BLE001 - it is being closed; what broke stays broken
             log.debug("closing handshake failed", error=repr(exc))
 
-    async def serve(self, host: str, resource: str) -> None:
-        """Read from the connection until it ends; a service."""
-        try:
-            async with trio.open_nursery() as nursery:
-                nursery.start_soon(self._break_off_handshake, nursery.cancel_scope)
-                self._connection = await trio_websocket.wrap_client_stream(
-                    nursery,
-                    typing.cast("trio.SocketStream", self._stream),
-                    host,
-                    resource,
-                    message_queue_size=_QUEUED_MESSAGES,
-                    max_message_size=MAX_FRAME_BYTES,  # in characters; receive() counts bytes
-                    receive_buffer_size=_RECEIVE_BYTES,
-                )
-                self._is_ready.set()
-        except* Exception as group:  # noqa: BLE001 - the library's and wsproto's, from its reader
-            self._failure = _describe(group)
-        self._is_ready.set()
-        await trio.sleep_forever()  # the reader ends with the connection, the body takes note
-
-    async def _break_off_handshake(self, scope: trio.CancelScope) -> None:
-        await self._stream.has_ended.wait()
-        if self._connection is None:
-            scope.cancel("the connection ended before the handshake did")
-
-    async def wait_open(self) -> None:
-        """Wait for the handshake; whoever uses this bounds the wait.
-
-        Raises:
-            LinkEnded: If the host does not agree to a WebSocket.
-        """
-        await self._is_ready.wait()
-        if self._connection is None:
-            reason = self._failure or "the host closed the connection before the handshake"
-            raise LinkEnded(ABNORMAL, reason)
-
-    def _open_connection(self) -> trio_websocket.WebSocketConnection:
-        if self._connection is None:
-            raise LinkEnded(ABNORMAL, "not open")
-        return self._connection
-
     def _ended(self, reason: trio_websocket.CloseReason | None) -> LinkEnded:
         if reason is None or reason.code == ABNORMAL:
-            return LinkEnded(ABNORMAL, self._failure or "the connection was lost")
+            return LinkEnded(ABNORMAL, self._reading.failure or "the connection was lost")
         text = reason.reason or "the host closed the link"
         return LinkEnded(reason.code, text, is_from_host=True)
 
@@ -264,14 +272,16 @@ async def open_web_socket(
         LinkEnded: If the host does not agree.
     """
     watched = _WatchedStream(stream)
-    socket = WebSocket(watched, close_grace)
+    reading = _Reading(watched)
     try:
         async with open_services() as services:
-            services.start_soon(socket.serve, host, resource, name="web socket")
-            with trio.CancelScope(deadline=handshake) as scope:
-                await socket.wait_open()
-            if scope.cancelled_caught:
-                raise LinkEnded(ABNORMAL, "the host did not answer the WebSocket handshake in time")
-            yield socket
+            services.start_soon(reading.serve, host, resource, name="web socket")
+            try:
+                with trio.fail_at(handshake):
+                    connection = await reading.wait_open()
+            except trio.TooSlowError:
+                reason = "the host did not answer the WebSocket handshake in time"
+                raise LinkEnded(ABNORMAL, reason) from None
+            yield WebSocket(connection, watched, reading, close_grace)
     finally:
         await trio.aclose_forcefully(watched)

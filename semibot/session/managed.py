@@ -25,7 +25,13 @@ from typing import Final, TypeVar, cast, final
 
 import trio
 
-from semibot.errors import AdapterError, RemoteProtocolError, SemibotError, UsageError
+from semibot.errors import (
+    AdapterError,
+    LocalProtocolError,
+    RemoteProtocolError,
+    SemibotError,
+    UsageError,
+)
 from semibot.logs import get_logger
 from semibot.wire.chat import Message
 from semibot.wire.codec import JsonObject, scrub, structure, unstructure
@@ -345,7 +351,11 @@ class ManagedSession:
                 await self._predecessor.wait_gone()
                 self._predecessor = None
             if self._lane is None and not self.is_fenced:
-                self._open_lane()
+                try:
+                    self._open_lane()
+                except LocalProtocolError as exc:  # the host goes back to numbers that were used
+                    log.warning("session is given up", error=str(exc))
+                    self.fence()
             while self._ending is None:
                 if self._wants_open or self._arrived:
                     await self._hold_open()
@@ -353,10 +363,12 @@ class ManagedSession:
                     # Unbounded on purpose: the next command.
                     await self._news.park()
         finally:
-            for run in [*self._unfinished.values()]:
-                run.end_abruptly("the session has ended")
-            self._finish()
-            self._gone.set()
+            try:
+                for run in [*self._unfinished.values()]:
+                    run.end_abruptly("the session has ended")
+                self._finish()
+            finally:
+                self._gone.set()
 
     def _open_lane(self) -> None:
         link, journal = self._parts.link, self._journal
@@ -415,13 +427,13 @@ class ManagedSession:
         return self._lane
 
     async def _make_place(self) -> SessionPlace:
-        plant, start = self._parts, self._start
+        parts, start = self._parts, self._start
         origin: StateOrigin | None = None
         if self.term is not None:
             checkpoint, memory = None, ""
             if start is not None:
                 checkpoint, memory = await on_disk(
-                    plant.ports, plant.deadlines, read_snapshot, start.snapshot, self.id
+                    parts.ports, parts.deadlines, read_snapshot, start.snapshot, self.id
                 )
             origin = StateOrigin(
                 term=self.term,
@@ -431,11 +443,11 @@ class ManagedSession:
                 keeps_local=self._was_open,
             )
         return SessionPlace(
-            workspace=plant.workspace,
-            state_dir=plant.state_dir,
+            workspace=parts.workspace,
+            state_dir=parts.state_dir,
             origin=origin,
             journal=self._journal,
-            report=plant.reporter.report_call,
+            report=parts.reporter.report_call,
         )
 
     def _fail_arrived(self, error: SemibotError) -> None:

@@ -19,7 +19,7 @@ import structlog
 import trio
 
 from semibot.config import Deadlines
-from semibot.errors import LocalProtocolError
+from semibot.errors import LocalProtocolError, NotFound
 from semibot.lifetimes import grace, open_services
 from semibot.live import live_ports
 from semibot.logs import get_logger
@@ -194,7 +194,13 @@ class SessionManager:
             self._remember(held)
 
     def command(self, frame: Command) -> None:
-        """Take one command; a closing VM takes none."""
+        """Take one command; a closing VM takes none.
+
+        Raises:
+            NotFound: For a message to a session that was not started; the channel tells
+                the host.
+            LocalProtocolError: If the host starts a session at a number that was used.
+        """
         if self._is_closing:
             log.warning("command is refused: the VM stops", type=frame.type)
             return
@@ -268,8 +274,8 @@ class SessionManager:
                 )
             case ConfigUpdate() | StartSession():
                 note = CommandAck(commands=(command_id,))
-            case UserMessage():
-                return  # there is no number that its events could have
+            case UserMessage():  # there is no number that its events could have
+                raise NotFound(f"session {session_id} is not held here; start it first")
         try:
             lane = self._parts.link.open_lane(session_id, 1, 1)
         except LocalProtocolError as exc:  # it has something to say from before, which goes first
@@ -293,6 +299,8 @@ class SessionManager:
         try:
             with structlog.contextvars.bound_contextvars(session_id=session.id):
                 await session.serve()
+        except Exception:  # a bug in one session must not end the others
+            log.exception("session broke down", session_id=session.id)
         finally:
             self._alive.discard(session)
             self._changed.unpark_all()

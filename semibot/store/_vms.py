@@ -177,7 +177,7 @@ def begin_attempt(db: Database, vm_id: str, ticket_hash: str, expires_at: int) -
     row = db.one(
         "UPDATE user_vm_instances SET attempt = attempt + 1,"
         " bootstrap_attempts = bootstrap_attempts + 1, last_bootstrap_at = ?,"
-        " bootstrap_last_error = NULL"
+        " bootstrap_last_error = NULL, status = 'starting'"
         " WHERE id = ? AND status NOT IN ('failed', 'terminated') RETURNING *",
         (db.now(), vm_id),
     )
@@ -193,14 +193,19 @@ def begin_attempt(db: Database, vm_id: str, ticket_hash: str, expires_at: int) -
 def set_vm_status(
     db: Database, vm_id: str, status: VmStatus, *, last_error: str | None
 ) -> VmRow | None:
-    """See :meth:`~semibot.store.base.Store.set_vm_status`."""
+    """See :meth:`~semibot.store.base.Store.set_vm_status`.
+
+    A VM may be connected before whoever started it says ``provisioning``: only ``starting``
+    becomes that.
+    """
     now = db.now()
     row = db.one(
         "UPDATE user_vm_instances SET status = ?1,"
         " bootstrap_last_error = coalesce(?2, bootstrap_last_error),"
         " disconnected_at = CASE WHEN ?1 = 'disconnected' THEN ?3 ELSE disconnected_at END,"
         " terminated_at = CASE WHEN ?1 IN ('failed', 'terminated') THEN ?3 END"
-        " WHERE id = ?4 AND status NOT IN ('failed', 'terminated') RETURNING *",
+        " WHERE id = ?4 AND status NOT IN ('failed', 'terminated')"
+        " AND (?1 <> 'provisioning' OR status = 'starting') RETURNING *",
         (status, last_error, now, vm_id),
     )
     return None if row is None else _vm(row)

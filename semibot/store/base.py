@@ -101,13 +101,19 @@ class Store(Protocol):
         ...
 
     async def begin_attempt(self, vm_id: str, ticket_hash: str, expires_at: int) -> VmRow:
-        """Count a bootstrap attempt, clear the last error, and store its one ticket."""
+        """Move the row to ``starting``, count the attempt, and store its one ticket.
+
+        The last error is cleared.
+        """
         ...
 
     async def set_vm_status(
         self, vm_id: str, status: VmStatus, *, last_error: str | None = None
     ) -> VmRow | None:
-        """Move an active row; None if it is history already. Use :meth:`lose_vm` for the end."""
+        """Move an active row; None if it is history already. Use :meth:`lose_vm` for the end.
+
+        Only a row that is ``starting`` becomes ``provisioning``; for any other None is returned.
+        """
         ...
 
     async def accept_link(self, claim: LinkClaim) -> LinkAccepted | LinkRefused:

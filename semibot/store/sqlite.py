@@ -58,7 +58,7 @@ MAX_WAL_BYTES: Final = 64 * 1024 * 1024
 
 @asynccontextmanager
 async def open_sqlite_store(
-    path: Path, *, ports: Ports, deadlines: Deadlines
+    path: Path, *, ports: Ports, deadlines: Deadlines, takes_lock: bool = True
 ) -> AsyncGenerator[SqliteStore]:
     """Open the store in a database file, which is made or brought up to date if need be.
 
@@ -71,6 +71,8 @@ async def open_sqlite_store(
         path: The database file; its directory is made if missing, and private to its owner.
         ports: Threads (limiters ``store``, capacity 1, and ``store.read``) and wall clock.
         deadlines: ``store_commit`` bounds opening, every transaction, and closing.
+        takes_lock: False opens the database beside the host that has the directory, for a
+            change or two: the file must exist and be up to date, and its log stays as it is.
 
     Yields:
         The store.
@@ -78,12 +80,12 @@ async def open_sqlite_store(
     Raises:
         DataDirectoryInUse: If another host has the directory.
         ConfigError: If the directory or the file cannot be written, the file is no database,
-            or it was written by a newer semibot.
+            or it was written by a newer semibot; without the lock also by an older one.
         StoreError: If the disk fails.
     """
     seconds = deadlines.store_commit
     clock = StoreClock(ports)
-    engine = _Engine(path, seconds)
+    engine = _Engine(path, seconds, takes_lock=takes_lock)
     writer = GroupWriter(engine.commit, ports=ports, clock=clock, seconds=seconds)
     readers = Readers(engine.connect_reader, ports=ports, clock=clock, seconds=seconds)
 
@@ -118,8 +120,9 @@ class _Engine:
     blocks: it closes everything at once, or leaves that to the thread that has it in use.
     """
 
-    def __init__(self, path: Path, seconds: float) -> None:
+    def __init__(self, path: Path, seconds: float, *, takes_lock: bool) -> None:
         self._path = path
+        self._takes_lock = takes_lock
         self._busy_ms = int(seconds * 500)
         self._in_use = threading.Lock()
         self._is_given_up = False
@@ -159,13 +162,17 @@ class _Engine:
             os.close(lock)
 
     def open(self) -> None:
-        """Take the directory, and open and migrate the database."""
+        """Take the directory, and open and migrate the database; or open it as a guest."""
         with self._using():
             self._path = self._path.absolute()  # whatever the program's directory is later
-            self._lock = claim_directory(self._path)
+            if self._takes_lock:
+                self._lock = claim_directory(self._path)
             try:
                 self._writer = self._connect()
-                _migrate(self._writer, read_migrations(), self._path)
+                if self._takes_lock:
+                    _migrate(self._writer, read_migrations(), self._path)
+                else:
+                    _check_version(self._writer, read_migrations()[-1].version, self._path)
             except apsw.Error as exc:
                 self._release()
                 raise _opening_failed(self._path, exc) from exc
@@ -176,7 +183,7 @@ class _Engine:
     def close(self) -> None:
         """Move the log into the database, and close."""
         with self._using():
-            if self._writer is not None:
+            if self._writer is not None and self._takes_lock:
                 try:
                     self._writer.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_TRUNCATE)
                 except apsw.Error as exc:  # the log is read when the database is opened next
@@ -187,6 +194,8 @@ class _Engine:
         connection = apsw.Connection(str(self._path), flags=apsw.SQLITE_OPEN_READWRITE)
         try:
             connection.set_busy_timeout(self._busy_ms)
+            if not self._takes_lock:  # the log is for its host to move
+                connection.config(apsw.SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, 1)
             connection.config(apsw.SQLITE_DBCONFIG_DEFENSIVE, 1)
             connection.config(apsw.SQLITE_DBCONFIG_TRUSTED_SCHEMA, 0)
             connection.config(apsw.SQLITE_DBCONFIG_DQS_DML, 0)
@@ -368,6 +377,16 @@ def _migrate(connection: apsw.Connection, steps: Sequence[Migration], path: Path
             connection.execute(step.sql)
             connection.execute(f"PRAGMA user_version = {step.version}")
             connection.execute("COMMIT")
+
+
+def _check_version(connection: apsw.Connection, newest: int, path: Path) -> None:
+    version = int(connection.pragma("user_version"))
+    if version != newest:
+        message = (
+            f"the host that has {path} open is another version of semibot (schema {version}, "
+            f"this one knows {newest}); use the same one, or stop the host"
+        )
+        raise ConfigError(message)
 
 
 def _opening_failed(path: Path, exc: apsw.Error) -> ConfigError | StoreError:

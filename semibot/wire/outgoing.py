@@ -8,10 +8,10 @@ the boundary between what was sent on this link and what was not. A new link mov
 boundary back (:meth:`Outgoing.begin_link`), so whatever got lost with the old link is
 said again under the same numbers.
 
-Beside the lanes of sessions stands the VM's own lane: requests, reports, errors. It
-belongs to one link and is empty when the next begins, because those who put things there
-know best what to say again. Lanes take turns, one frame each, so that a session that
-floods holds nobody up. Heartbeats go first.
+Beside the lanes of sessions stands the VM's own lane (:mod:`~semibot.wire.own_lane`).
+Lanes take turns, one frame each, so that a session that floods holds nobody up. After a
+reconnect there is an order among them, too: requests first, then what sessions say again,
+then reports. Heartbeats overtake everything.
 
 Towards a host of level 1 nothing is numbered or acknowledged: events go out without
 their numbers and are dropped once they are written, and notes are not sent at all.
@@ -23,8 +23,8 @@ from __future__ import annotations
 
 import typing
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping
-from typing import Final, Protocol, final
+from collections.abc import Iterable, Mapping
+from typing import Final, final
 
 from semibot.errors import LocalProtocolError, RemoteProtocolError
 
@@ -43,7 +43,8 @@ from .frames import (
     encode_frame,
     encode_sse_event,
 )
-from .session_lane import LaneEvent, LaneNote, LaneSnapshot, SessionLane
+from .own_lane import Outbound, OwnLane
+from .session_lane import LaneEvent, LaneItem, LaneNote, LaneSnapshot, SessionLane
 
 SESSION_LIMIT: Final = 16 * 1024 * 1024
 """Bytes that are kept for one session."""
@@ -60,22 +61,6 @@ _BATCH_FRAME: Final = len('{"type":"batch","frames":[]}')
 def utf8_size(text: str) -> int:
     """Return how many bytes *text* has in UTF-8."""
     return len(text) if text.isascii() else len(text.encode())
-
-
-class Outbound(Protocol):
-    """Something in the VM's own lane, said when its turn comes."""
-
-    def text(self) -> str | None:
-        """Return the frame as of now, or None if it need not be sent any more."""
-        ...
-
-    def taken(self) -> None:
-        """Learn that it is about to be written."""
-        ...
-
-    def written(self, level: int) -> None:
-        """Learn that it was written to a link of *level*."""
-        ...
 
 
 @final
@@ -99,11 +84,11 @@ class Outgoing:
         self._total_limit = total_limit - reserve
         self._level = 2
         self._lanes: dict[str, SessionLane] = {}
-        self._turns: deque[SessionLane | None] = deque()
+        self._turns: deque[SessionLane | OwnLane] = deque()
         self._heartbeat: str | None = None
-        self._own: deque[Outbound] = deque()
-        self._own_is_waiting = False
-        self._in_flight: list[Outbound] = []
+        self._own = OwnLane()
+        self._is_settled = True
+        self._saying_again: dict[SessionLane, int] = {}  # up to which place
         self.kept_bytes: int = 0
         """Bytes of events and notes that the host has not acknowledged, in all."""
 
@@ -121,6 +106,7 @@ class Outgoing:
             LocalProtocolError: If a number would be used for two events.
         """
         lane = SessionLane(session_id, term, next_seq)
+        lane.is_held = not self._is_settled
         earlier = self._lanes.get(session_id)
         if earlier is not None:
             if term < earlier.term or (term == earlier.term and next_seq != earlier.last_seq + 1):
@@ -129,6 +115,7 @@ class Outgoing:
             lane.is_held = earlier.is_held
             self._count(earlier, -earlier.kept_bytes)
             earlier.is_live = False
+            self._said_again(earlier)
             self.kept_bytes += lane.kept_bytes
         self._lanes[session_id] = lane
         self._wait_turn(lane)
@@ -196,12 +183,21 @@ class Outgoing:
         """Queue a heartbeat, which overtakes everything, and replaces one that is queued."""
         self._heartbeat = text
 
-    def put_own(self, item: Outbound) -> None:
-        """Queue something of the VM itself, for this link only."""
-        self._own.append(item)
-        if not self._own_is_waiting:
-            self._own_is_waiting = True
-            self._turns.append(None)
+    def put_own(self, item: Outbound, *, first: bool = False, last: bool = False) -> None:
+        """Queue something of the VM itself, for this link only.
+
+        Args:
+            item: What to say.
+            first: Before everything that sessions say.
+            last: After what they say again because of a reconnect.
+        """
+        self._own.put(item, first=first, last=last and bool(self._saying_again))
+        if first and self._own.is_waiting:
+            self._turns.remove(self._own)
+            self._turns.appendleft(self._own)
+        elif not self._own.is_waiting:
+            self._own.is_waiting = True
+            (self._turns.appendleft if first else self._turns.append)(self._own)
 
     def close(self, session_id: str) -> None:
         """End a session's lane; it goes when the host has everything in it."""
@@ -220,6 +216,7 @@ class Outgoing:
         if lane is None:
             return False
         lane.is_live = False
+        self._said_again(lane)
         self._count(lane, -lane.kept_bytes)
         lane.rewind()
         lane.unsent.clear()
@@ -244,9 +241,7 @@ class Outgoing:
     @property
     def is_idle(self) -> bool:
         """Whether the host has everything; what is kept for ever is not looked at."""
-        return not (self._own or self._in_flight) and all(
-            lane.is_empty for lane in self._lanes.values()
-        )
+        return self._own.is_empty and all(lane.is_empty for lane in self._lanes.values())
 
     # --- what the host says ---
 
@@ -257,22 +252,21 @@ class Outgoing:
             level: The level that it speaks.
 
         Returns:
-            What ``resume`` says of the sessions; level 2 sends nothing of them until
+            What ``resume`` says of the sessions; nothing of them is sent until
             :meth:`settle`.
         """
         self._level = level
+        self._is_settled = False
         self._heartbeat = None
         self._own.clear()
-        self._in_flight.clear()
         self._turns.clear()
-        self._own_is_waiting = False
+        self._saying_again.clear()
         for lane in tuple(self._lanes.values()):
             lane.rewind()
             lane.is_waiting = False
-            lane.is_held = level >= 2
+            lane.is_held = True
             if level < 2:
                 self._drop_notes(lane)
-            self._wait_turn(lane)
         return {
             lane.session_id: HeldSession(
                 term=lane.term, first_seq=lane.first_seq, last_seq=lane.last_seq
@@ -280,26 +274,36 @@ class Outgoing:
             for lane in self._lanes.values()
         }
 
-    def settle(self, sessions: Mapping[str, SessionStatus]) -> tuple[str, ...]:
+    def settle(self, sessions: Mapping[str, SessionStatus] | None) -> tuple[str, ...]:
         """Take what ``resume_response`` says of the sessions that ``resume`` named.
 
         A session that it leaves out is lost: nothing could ever be said for it.
 
+        Args:
+            sessions: By session; None if the host knows nothing of numbers (level 1), so
+                that every session goes on.
+
         Returns:
             Open sessions that are lost and must end silently.
         """
+        self._is_settled = True
         lost: list[str] = []
         for lane in tuple(self._lanes.values()):
             if not lane.is_held:
                 continue
-            status = sessions.get(lane.session_id)
-            acked = None if status is None or status.fenced or status.gone else status.acked_seq
-            if acked is None or not lane.first_seq - 1 <= acked <= lane.last_seq:
+            acked = lane.first_seq - 1
+            if sessions is not None:
+                status = sessions.get(lane.session_id) or SessionStatus(gone=True)
+                is_lost = status.fenced or status.gone or status.acked_seq is None
+                acked = -1 if is_lost else status.acked_seq or 0
+            if not lane.first_seq - 1 <= acked <= lane.last_seq:
                 if self.discard(lane.session_id):
                     lost.append(lane.session_id)
                 continue
             lane.is_held = False
             self._acknowledge(lane, acked)
+            if lane.head() is not None:
+                self._saying_again[lane] = lane.places
             self._wait_turn(lane)
         return tuple(lost)
 
@@ -359,28 +363,29 @@ class Outgoing:
         most = MAX_BATCH_FRAMES if self._level >= 2 else 1
         texts: list[str] = []
         room = MAX_BATCH_BYTES - _BATCH_FRAME
-        while self._turns and len(texts) < most:
+        while self._turns and len(texts) < most and room > 0:
             source = self._turns[0]
-            found = self._peek_own() if source is None else self._peek(source)
-            if found is None:
-                self._end_turns(source)
+            head = source.head() if isinstance(source, OwnLane) else self._head(source)
+            if head is None:
+                self._turns.popleft().is_waiting = False
                 continue
-            text, size, advance = found
-            if texts and size + 1 > room:
+            text = head if isinstance(head, str) else self._text(head)
+            size = utf8_size(text) + 1  # the comma
+            if texts and size > room:
                 break
-            advance()
+            if isinstance(source, OwnLane):
+                source.advance()
+            elif not isinstance(head, str):
+                source.advance(head)
             texts.append(text)
-            room -= size + 1
-            self._turns.rotate(-1)
-            if room <= 0:
-                break
+            room -= size
+            if not (isinstance(source, OwnLane) and source.goes_first):
+                self._turns.rotate(-1)
         return tuple(texts)
 
     def written(self) -> None:
         """Take note that what :meth:`take` returned last was written."""
-        items, self._in_flight = self._in_flight, []
-        for item in items:
-            item.written(self._level)
+        self._own.written(self._level)
         if self._level < 2:
             for lane in tuple(self._lanes.values()):
                 self._count(lane, -sum(event.size for event in lane.sent))
@@ -388,36 +393,26 @@ class Outgoing:
                 lane.sent_snapshot = None
                 self._tidy(lane)
 
-    def _end_turns(self, source: SessionLane | None) -> None:
-        self._turns.popleft()
-        if source is None:
-            self._own_is_waiting = False
-        else:
-            source.is_waiting = False
-
-    def _peek_own(self) -> tuple[str, int, Callable[[], None]] | None:
-        while self._own:
-            text = self._own[0].text()
-            if text is not None:
-                return text, utf8_size(text), self._advance_own
-            self._own.popleft()
-        return None
-
-    def _advance_own(self) -> None:
-        item = self._own.popleft()
-        item.taken()
-        self._in_flight.append(item)
-
-    def _peek(self, lane: SessionLane) -> tuple[str, int, Callable[[], None]] | None:
+    def _head(self, lane: SessionLane) -> LaneItem | None:
         if lane.is_held or not lane.is_live:
             return None
         if self._level < 2:
             self._drop_notes(lane)
         head = lane.head()
-        if head is None:
-            return None
-        text = head.text if self._level >= 2 else _as_level_1(head.text)
-        return text, head.size, lambda: lane.advance(head)
+        if head is None or head.place > self._saying_again.get(lane, head.place):
+            self._said_again(lane)
+        return head
+
+    def _text(self, item: LaneItem) -> str:
+        return item.text if self._level >= 2 else _as_level_1(item.text)
+
+    def _said_again(self, lane: SessionLane) -> None:
+        """Let reports go once no session has anything to say again."""
+        if self._saying_again.pop(lane, None) is not None and not self._saying_again:
+            self._own.release()
+            if not self._own.is_waiting:
+                self._own.is_waiting = True
+                self._turns.append(self._own)
 
     def _wait_turn(self, lane: SessionLane) -> None:
         if not lane.is_waiting and not lane.is_held and lane.head() is not None:

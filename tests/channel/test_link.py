@@ -298,6 +298,42 @@ async def test_a_host_that_is_not_there_is_dialled_with_jitter_for_ever(autojump
             assert status.attempts == 0
 
 
+async def test_a_link_that_held_for_60_s_makes_the_next_failure_the_first(autojump_clock):
+    async with open_host() as host, host.open_channel() as channel:
+        for up_for, longest in ((1, 2), (1, 4), (1, 8), (61, 1), (1, 2)):
+            link = await host.link()
+            await channel.wait_up()
+            await link.idle(up_for)
+            await link.drop()
+            before = trio.current_time()
+            await channel.wait_status(lambda status: status.state == "connecting")
+            assert trio.current_time() - before <= longest
+
+
+async def test_a_reconnect_has_one_order(autojump_clock):
+    async with open_host() as host, host.open_channel() as channel:
+        lane = channel.open_lane("s1", 1, 1)
+        async with trio.open_nursery() as nursery:
+            link = await host.link()
+            await channel.wait_up()
+            nursery.start_soon(channel.request, "s1", "get_config", {})
+            lane.put_event(1, "r1", "{}")
+            await link.receive_many(2)
+            await link.drop()
+            await channel.fire_and_forget("s1", "audit_log", {"event": "x"})
+            lane.put_event(2, "r1", "{}")
+            nursery.start_soon(channel.request, "s1", "get_session", {})
+            link = await host.accept()
+            await link.introduce()
+            await link.settle()
+            frames = await link.collect(1)
+            await link.send({"type": "response", "id": frames[1]["id"], "result": 1, "error": None})
+            nursery.cancel_scope.cancel()
+        said = [frame.get("method") or frame["seq"] for frame in frames]
+        assert sorted(said[:2]) == ["get_config", "get_session"]
+        assert said[2:] == [1, 2, "audit_log"]
+
+
 async def test_a_dial_or_handshake_that_hangs_is_bounded(autojump_clock):
     async with open_host() as host:
         host.is_deaf = True

@@ -42,6 +42,7 @@ class BrokenStore:
         self.error: Exception | None = None
         self.failing: set[str] = set()
         self.hangs: set[str] = set()
+        self.released = trio.Event()
         self.calls: list[str] = []
 
     def __getattr__(self, name: str) -> Any:
@@ -52,7 +53,7 @@ class BrokenStore:
         async def call(*args: Any, **kwargs: Any) -> Any:
             self.calls.append(name)
             if name in self.hangs:
-                await trio.sleep_forever()
+                await self.released.wait()
             if name in self.failing and self.error is not None:
                 raise self.error
             return await inner(*args, **kwargs)
@@ -283,5 +284,6 @@ async def open_plane(
             if is_external:
                 await plane.external()
             yield plane
+            store.released.set()
             await links.close_all(1012, "restarting")
             nursery.cancel_scope.cancel()

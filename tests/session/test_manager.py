@@ -16,6 +16,7 @@ from manager_kit import (
     opened,
     start,
     start_1,
+    stop,
 )
 from trio.testing import MockClock, wait_all_tasks_blocked
 
@@ -273,6 +274,38 @@ async def test_a_session_that_breaks_down_goes_on_at_the_next_message(
         await lane.wait(ExecutionComplete)
         await vm.plane.lane("s2").wait(ExecutionComplete)
     assert ["break"] in history
+
+
+async def test_a_bug_in_one_adapter_does_not_end_the_others(
+    autojump_clock: MockClock, tmp_path: Path
+) -> None:
+    def buggy(_: AdapterContext) -> AsyncGenerator[Adapter]:
+        raise ExceptionGroup("secret prompts", [ValueError("more of them")])
+
+    adapters = {"graph": adapter_from(echo), "buggy": buggy}
+    async with opened(tmp_path, adapters=adapters) as vm:  # type: ignore[arg-type]
+        vm.plane.say(start(runtime_type="buggy"), message("hi", "r1"))
+        vm.plane.say(start("s2"), message("hi", "r2", session_id="s2"))
+        await vm.plane.lane("s1").wait(ExecutionError)
+        await vm.plane.lane("s2").wait(ExecutionComplete)
+        error = vm.plane.lane("s1").events[-1]
+        assert isinstance(error, ExecutionError)
+        assert error.code == "ADAPTER_ERROR"
+        assert "secret" not in error.error
+
+
+async def test_a_lane_that_breaks_ends_its_own_session_only(
+    autojump_clock: MockClock, tmp_path: Path
+) -> None:
+    async with opened(tmp_path) as vm:
+        vm.plane.say(start(), start("s2"))
+        vm.plane.lane("s1").next_seq = 77  # a bug: no number fits any more
+        vm.plane.say(message("hi", "r1"), message("hi", "r2", session_id="s2"))
+        await vm.plane.lane("s2").wait(ExecutionComplete)
+        vm.plane.say(stop("c1"))
+        await trio.sleep(200)  # clean-up of what is broken takes its whole grace
+        assert vm.manager.statistics().ending == 0
+        assert vm.plane.active_sessions() == ("s2",)
 
 
 async def test_level_1_starts_a_session_before_every_message(

@@ -23,6 +23,7 @@ from manager_kit import (
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 from semibot.config import Deadlines
+from semibot.errors import LocalProtocolError, NotFound
 from semibot.session import ActiveRun, Adapter, AdapterContext
 from semibot.testing import LaneEvent, MemoryLane, MemoryPlane, adapter_from, cancel_everywhere
 from semibot.wire.events import ExecutionComplete, ExecutionError, RunStarted, TextChunk
@@ -261,9 +262,9 @@ async def test_commands_to_sessions_that_nobody_holds_are_answered(
     autojump_clock: MockClock, tmp_path: Path
 ) -> None:
     async with opened(tmp_path) as vm:
-        vm.plane.say(
-            cancel("c1", "r1"), stop("c2"), config({}, "c3"), message("?", "r2", command_id="c4")
-        )
+        vm.plane.say(cancel("c1", "r1"), stop("c2"), config({}, "c3"))
+        with pytest.raises(NotFound, match="start it first"):
+            vm.plane.say(message("?", "r2", command_id="c4"))
         notes = [note for lane in vm.plane.lanes for note in lane.notes]
         assert [getattr(n, "command_id", "c3") for n in notes] == ["c1", "c2", "c3"]
         assert all(lane.is_closed for lane in vm.plane.lanes)
@@ -336,6 +337,26 @@ async def test_a_session_that_waits_for_its_predecessor_can_be_fenced_too(
         await trio.sleep(10)
         assert len(vm.plane.lanes) == 1
         assert vm.manager.statistics().ending == 0
+
+
+async def test_a_start_at_a_number_that_was_used_is_refused(
+    autojump_clock: MockClock, tmp_path: Path
+) -> None:
+    async with opened(tmp_path) as vm:
+        vm.plane.refuses_lanes = True
+        with pytest.raises(LocalProtocolError):
+            vm.plane.say(start())
+        assert vm.plane.active_sessions() == ()
+        vm.plane.refuses_lanes = False
+        vm.plane.say(start(), message("hi", "r1"), stop("c1"), start(term=2))
+        vm.plane.refuses_lanes = True
+        await vm.plane.lane("s1").wait(Cancelled)
+        await wait_all_tasks_blocked()
+        assert len(vm.plane.lanes) == 1
+        assert vm.manager.statistics().ending == 0
+        vm.plane.refuses_lanes = False
+        vm.plane.say(start(term=3), message("hi", "r2"))
+        await vm.plane.lane("s1").wait(ExecutionComplete)
 
 
 async def test_a_lane_that_cannot_be_opened_for_an_answer_is_left(

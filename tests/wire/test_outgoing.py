@@ -62,6 +62,7 @@ def names(frames):
 def linked(level=2):
     outgoing = Outgoing()
     outgoing.begin_link(level)
+    outgoing.settle({})
     return outgoing
 
 
@@ -157,10 +158,37 @@ def test_what_is_not_wanted_any_more_is_passed_over():
     outgoing = linked()
     unwanted = Item(None)
     outgoing.put_own(unwanted)
+    assert not outgoing.is_idle
     assert outgoing.take() == ()
+    assert outgoing.is_idle
     outgoing.put_own(Item("{}"))
     assert outgoing.take() == ("{}",)
     assert unwanted.log == []
+
+
+def test_after_a_reconnect_requests_go_first_and_reports_last():
+    outgoing = linked()
+    first, second = outgoing.open("a", 1, 1), outgoing.open("b", 1, 1)
+    say(outgoing, first, 3)
+    say(outgoing, second, 2)
+    for discarded in (False, True):
+        outgoing.begin_link(2)
+        outgoing.put_own(Item('{"seq": "ask"}'))
+        for number in range(2):
+            outgoing.put_own(Item(json.dumps({"seq": f"request {number}"})), first=True)
+        outgoing.settle({name: SessionStatus(acked_seq=0) for name in "ab"})
+        outgoing.put_own(Item('{"seq": "report"}'), last=True)
+        say(outgoing, first, 2)
+        if discarded:
+            outgoing.discard("b")
+            outgoing.acknowledge({"a": 3}, [])
+        frames = names(take_all(outgoing))
+        if discarded:
+            assert frames == ["request 0", "request 1", 4, "ask", 5, 6, "report", 7]
+        else:
+            assert frames == ["request 0", "request 1", 1, 1, "ask", 2, 2, 3, 4, "report", 5]
+        outgoing.put_own(Item('{"seq": "next"}'), last=True)
+        assert names(take_all(outgoing)) == ["next"]
 
 
 def test_heartbeats_overtake_and_do_not_pile_up():
@@ -283,9 +311,16 @@ def test_towards_level_1_everything_is_dropped_once_it_is_written():
     say(outgoing, lane, 2)
     outgoing.put_note(lane, receipt("c1"))
     assert outgoing.begin_link(1).keys() == {"s1"}
+    assert outgoing.take() == ()
+    late = outgoing.open("s2", 1, 1)
+    say(outgoing, late)
+    assert outgoing.take() == ()  # not before the answer to ``resume``
+    assert outgoing.settle(None) == ()
     texts = outgoing.take()
     assert json.loads(texts[0]) == {"type": "sse_event", "session_id": "s1", "data": "x" * 10}
+    outgoing.discard("s2")
     outgoing.begin_link(1)  # it broke before that was written
+    outgoing.settle(None)
     assert len(outgoing.take()) == 1
     outgoing.written()
     outgoing.put_note(lane, receipt("c2"))

@@ -13,7 +13,7 @@ from semibot.wire.chat import Message
 from semibot.workspace import state as state_module
 from semibot.workspace.checkpoints import Checkpoint, checkpoint_id
 from semibot.workspace.memory import ShortTermMemory
-from semibot.workspace.state import MAX_RESULTS, open_state
+from semibot.workspace.state import MAX_RESULTS, StateOrigin, open_state
 
 
 def test_a_large_result_keeps_its_text_and_the_oldest_go(tmp_path: Path) -> None:
@@ -149,3 +149,74 @@ def test_memory_finds_by_words_best_first(tmp_path: Path) -> None:
     assert memory.search("apple", 1)[0].entry.text == "green apple pie"
     assert memory.search("?!", 5) == ()
     assert ShortTermMemory(tmp_path / "none.md").search("x", 5) == ()
+
+
+def checkpoint_of(text: str) -> Checkpoint:
+    return Checkpoint(
+        id=checkpoint_id(1, 4),
+        session_id="s",
+        term=1,
+        covers_seq=4,
+        run_id="r",
+        status="completed",
+        history=(Message(role="user", content=text),),
+        last_user_message=text,
+        memory_bytes=0,
+        updated_at="2026-01-01T00:00:00+00:00",
+    )
+
+
+def save(state: state_module.SessionState, checkpoint: Checkpoint) -> None:
+    added = (Message(role="user", content=checkpoint.last_user_message),)
+    state.save(checkpoint, added, None, threading.Event())
+
+
+def test_what_a_host_says_replaces_what_is_on_disk(tmp_path: Path) -> None:
+    with open_state(tmp_path, "s") as state:
+        save(state, checkpoint_of("local"))
+    origin = StateOrigin(
+        term=7,
+        covers_seq=30,
+        checkpoint=checkpoint_of("host"),
+        memory="## [user] then\n\nhost\n\n",
+    )
+    with open_state(tmp_path, "s", origin=origin) as state:
+        assert (state.term, state.next_seq) == (7, 31)
+        assert state.newest is not None
+        assert state.newest.history[0].content == "host"
+        assert [entry.text for entry in state.memory.entries()] == ["host"]
+    with open_state(tmp_path, "s") as state:
+        assert state.term == 8
+        assert state.newest is not None
+        assert state.newest.covers_seq == 30
+
+
+def test_a_host_that_knows_nothing_begins_anew(tmp_path: Path) -> None:
+    with open_state(tmp_path, "s") as state:
+        save(state, checkpoint_of("local"))
+    with open_state(tmp_path, "s", origin=StateOrigin(term=2, covers_seq=0)) as state:
+        assert state.newest is None
+        assert state.memory.content() == ""
+
+
+def test_what_was_saved_under_the_same_term_is_newer_than_what_the_host_has(
+    tmp_path: Path,
+) -> None:
+    with open_state(tmp_path, "s") as state:
+        save(state, checkpoint_of("local"))
+    origin = StateOrigin(term=1, covers_seq=4, keeps_local=True)
+    with open_state(tmp_path, "s", origin=origin) as state:
+        assert state.term == 1
+        assert state.newest is not None
+        assert state.newest.last_user_message == "local"
+
+
+def test_a_state_directory_elsewhere_leaves_only_results_in_the_workspace(tmp_path: Path) -> None:
+    workspace, elsewhere = tmp_path / "w", tmp_path / "x" / "state"
+    workspace.mkdir()
+    with open_state(workspace, "s", state_dir=elsewhere) as state:
+        assert state.directory == elsewhere / "sessions" / "s"
+        assert list(workspace.iterdir()) == []
+        kept = state.keep_result("c", "text")
+    assert kept == workspace / ".semibot" / "sessions" / "s" / "results" / "c.txt"
+    assert (workspace / ".semibot" / ".gitignore").read_text() == "*\n"
