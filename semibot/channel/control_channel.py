@@ -293,6 +293,7 @@ class ControlChannel:
         """
         self._is_closing = True
         with trio.move_on_after(seconds):
+            await trio.lowlevel.checkpoint()
             while self._status.state != "down" and not self._exchange.is_idle:
                 await self._exchange.wait_news()
         if self._connection is not None:

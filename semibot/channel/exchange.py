@@ -276,7 +276,7 @@ class Exchange:
         """
         if answer is not None:
             self.pending.settle(self._named, answer.results)
-        self._level = level
+        self._level = self.pending.level = level
         for request in self.pending.unsent():
             self.outgoing.put_own(request, first=True)
         sessions = None if answer is None or level < 2 else answer.sessions or {}
@@ -366,7 +366,8 @@ class Exchange:
         elif frame.id is not None:
             refused = ErrorDetail(code=frame.code, message=frame.message)
             if not self.pending.refuse(frame.id, refused):
-                self.outbox.acknowledge([frame.id])  # it would be refused for ever
+                self.outgoing.acknowledge({}, [frame.id])  # it would be refused for ever
+                self.outbox.acknowledge([frame.id])
         else:
             self.dropped_frames += 1
 

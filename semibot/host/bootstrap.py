@@ -18,11 +18,12 @@ INHERITED: Final = frozenset(
         "PATH",
         "HOME",
         "LANG",
-        "LC_ALL",
+        "LANGUAGE",
         "TZ",
         "TMPDIR",
         "SSL_CERT_FILE",
         "SSL_CERT_DIR",
+        "NODE_EXTRA_CA_CERTS",
         "HTTP_PROXY",
         "HTTPS_PROXY",
         "ALL_PROXY",
@@ -32,15 +33,13 @@ INHERITED: Final = frozenset(
         "all_proxy",
         "no_proxy",
         "OPENAI_BASE_URL",
-        "OPENCLAW_BRIDGE_CMD",
-        "OPENCLAW_SDK_CMD",
-        "OPENCLAW_SDK_TIMEOUT_MS",
-        "OPENCLAW_RUNNER_MODE",
         "SEMIBOT_MODEL",
-        "SEMIBOT_LOG_LEVEL",
     }
 )
-"""Variables of the host that a VM gets as well; nothing else, and no key ever."""
+"""Variables of the host that a VM gets as well; no key of a provider is ever among them."""
+
+INHERITED_PREFIXES: Final = ("LC_", "OPENCLAW_")
+"""Beginnings of the names of further ones; the latter are what bridges are set up with."""
 
 _PLAIN: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
 
@@ -69,7 +68,11 @@ def vm_environment(
         ticket: The ticket of this attempt.
         is_forced: Whether an instance that may be running is to be replaced.
     """
-    inherited = {key: value for key, value in settings.environment.items() if key in INHERITED}
+    inherited = {
+        key: value
+        for key, value in settings.environment.items()
+        if key in INHERITED or key.startswith(INHERITED_PREFIXES)
+    }
     own = {
         "CONTROL_PLANE_WS": url,
         "VM_USER_ID": vm.user_id,
@@ -79,9 +82,10 @@ def vm_environment(
         "VM_INSTANCE_ID": vm.id,
         "VM_MODE": vm.mode,
         "FORCE_RESTART_RUNTIME": "true" if is_forced else "false",
-        "SEMIBOT_WORKSPACE": str(workspace_of(settings, vm.user_id)),
-        "SEMIBOT_STATE_DIR": str(state_dir_of(settings, vm.user_id)),
     }
+    if vm.mode == "local":  # elsewhere the directories of this machine mean nothing
+        own["SEMIBOT_WORKSPACE"] = str(workspace_of(settings, vm.user_id))
+        own["SEMIBOT_STATE_DIR"] = str(state_dir_of(settings, vm.user_id))
     if settings.allow:
         own["SEMIBOT_ALLOW"] = ",".join(settings.allow)
     if settings.model is not None:

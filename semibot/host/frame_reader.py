@@ -136,6 +136,8 @@ class FrameReader:
             await self._lose(session_id, "the execution plane said something malformed")
             raise
         tail = self._links.relay.loaded(session_id) or await self._links.relay.tail(session_id)
+        if self._link.intake.is_closed:
+            return  # the link has ended; it will be sent again on the next one
         if self._link.sessions.get(session_id) is not held:
             await self._refuse(frame)  # deleted while the tail was loaded
             return
@@ -214,6 +216,10 @@ class FrameReader:
             )
         if self._link.level > 1:
             self._link.send(HostHeartbeat(echo=frame.sent_at))
+        else:
+            self._links.metrics.ws_sessions_per_connection.set(
+                len(frame.active_sessions), user_id=self._link.user_id
+            )
         self._heartbeat_due.set()
 
     async def note_heartbeats(self) -> None:

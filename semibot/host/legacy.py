@@ -146,17 +146,17 @@ class LegacySessions:
                     self._wants_end(open_run, command.id, str(command.payload.get("reason")))
         self._wake()
 
-    async def prepare(self, row: SessionRow) -> bool:
-        """Make a session known that the VM now holds, before its message is written.
-
-        Returns:
-            Whether the VM has to be told to stop it first, because it may still be busy.
-        """
+    async def prepare(self, row: SessionRow) -> None:
+        """Make a session known that the VM now holds, before its message is written."""
         session = await self._adopt(row)
-        needs_restart, session.needs_restart = session.needs_restart, False
         if session.dropped:
             log.info("events without a run", session_id=row.id, dropped=session.dropped)
             session.dropped = 0
+
+    def take_restart(self, session_id: str) -> bool:
+        """Return, once, whether a session has to be stopped first: it may still be busy."""
+        session = self._sessions[session_id]
+        needs_restart, session.needs_restart = session.needs_restart, False
         return needs_restart
 
     async def begin(self, session_id: str, run: OpenRun) -> None:

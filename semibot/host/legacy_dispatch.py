@@ -11,8 +11,10 @@ from typing import final
 
 import trio
 
+from semibot.errors import NotFound
 from semibot.store.base import CommandRow, CommandsDone, RunRow, SessionWork, Store
 from semibot.wire.frames import ConfigUpdate, StartSession, StopSession, StopSessionData
+from semibot.wire.link import CloseCode
 
 from .command_frames import CommandFrames, reason_of, send_message
 from .legacy import LegacySessions, OpenRun
@@ -54,11 +56,13 @@ class LegacyDispatch:
                     await self._cancel(command, link, legacy)
                 case "stop_session":
                     await self._stop(command, link)
-                case "config_update":
+                case "config_update" if work.session.holder_vm is not None:
                     await self._store.mark_written(command.id, link.ref)
                     fields = {**command.payload, "session_id": command.session_id}
                     link.send(ConfigUpdate(data=fields))
                     await self._store.finish_commands([command.id])
+                case "config_update":
+                    pass  # nobody holds the session yet; a later look sends it
 
     async def _send_message(
         self, command: CommandRow, run: RunRow, link: VmLink, legacy: LegacySessions
@@ -67,14 +71,13 @@ class LegacyDispatch:
         session = held.session
         history = await self._frames.history(session.id, run.id)
         data = await self._frames.start_data(held)
-        needs_restart = await legacy.prepare(session)
-        await self._store.mark_written(command.id, link.ref)
-        link.sent.add(command.id)
-        run = await self._store.get_run(run.id) or run
+        await legacy.prepare(session)
         budget = self._frames.budget_ms(run)
         message = self._frames.level1_message(session, command, history)
-        # From here to the last frame nothing waits, so that nothing comes in between.
-        if needs_restart:
+        await self._mark(command, link)
+        # From here to the last frame nothing waits: what is marked is written, and once.
+        link.sent.add(command.id)
+        if legacy.take_restart(session.id):
             stop = StopSessionData(session_id=session.id, reason="timeout")
             link.send(StopSession(data=stop))
         link.send(StartSession(data=data))
@@ -87,8 +90,25 @@ class LegacyDispatch:
         )
         await legacy.begin(session.id, open_run)
         link.intake.put(CommandsDone(command_ids=(command.id,)), 0)
-        if run.wants_cancel:  # it came while the message was being written
+        now = await self._store.get_run(run.id)
+        if now is not None and now.wants_cancel:  # it came while the message was being written
             legacy.stop(session.id, run.id, "user_cancelled")
+
+    async def _mark(self, command: CommandRow, link: VmLink) -> None:
+        """Note that a command is written, or end the link if that is not known.
+
+        A level 1 VM is never sent anything twice, so the next link gives such a run up.
+        """
+        is_known = False
+        try:
+            await self._store.mark_written(command.id, link.ref)
+            is_known = True
+        except NotFound:
+            is_known = True
+            raise
+        finally:
+            if not is_known:
+                link.close(CloseCode.INTERNAL, "store failed")
 
     async def _cancel(self, command: CommandRow, link: VmLink, legacy: LegacySessions) -> None:
         if command.boot_hash is not None:

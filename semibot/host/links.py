@@ -144,6 +144,10 @@ class Links:
         link = self._links.get(user_id)
         return link if link is not None and link.is_live else None
 
+    def may_return(self, vm_id: str) -> bool:
+        """Return whether a VM's link is down, but not for so long that the VM is lost."""
+        return vm_id in self._down
+
     def observe(self, listener: LinkListener) -> None:
         """Tell *listener* when VMs come and go, from now on."""
         self._listeners.append(listener)
@@ -327,7 +331,8 @@ class Links:
                 is_over = status in {"failed", "terminated"}
                 link.close(*((4003, "no_vm") if is_over else (4008, "lost")))
             self._down.pop(vm_id, None)
-        log.warning("VM lost", user_id=user_id, vm_id=vm_id, sessions=len(losses))
+        report = log.warning if any(loss.ended_runs for loss in losses) else log.info
+        report("VM lost", user_id=user_id, vm_id=vm_id, sessions=len(losses))
         for loss in losses:
             self.publish_loss(loss)
 

@@ -205,6 +205,14 @@ class Requests:
                 found[request_id] = RequestStatus(status="lost")
         return found
 
+    def send_again(self, asker: Asker, request_ids: Sequence[str]) -> None:
+        """Send the answers that are kept of some requests, each in a frame of its own."""
+        book = self._book(asker.user_id)
+        for request_id in request_ids:
+            entry = book.answered.get(request_id)
+            if entry is not None and entry.response is not None and entry.response.error is None:
+                asker.send(entry.response)
+
     async def wait_answered(self, user_id: str, request_ids: Sequence[str]) -> None:
         """Wait until none of some requests is under way; at most :data:`LEGACY_WAIT`."""
         book = self._book(user_id)

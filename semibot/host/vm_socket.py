@@ -330,7 +330,11 @@ class VmSocket:
         sessions = await settle_sessions(links, link, frame.sessions or {})
         results = links.requests.resume(link, frame.pending_ids)
         self._order.sent(ResumeResponse.type)
-        link.send(ResumeResponse(results=results, sessions=sessions))
+        if not link.send(ResumeResponse(results=results, sessions=sessions)):
+            # The answers are too many for one frame: each follows in its own.
+            later = {name: _without_data(status) for name, status in results.items()}
+            link.send(ResumeResponse(results=later, sessions=sessions))
+            links.requests.send_again(link, frame.pending_ids)
         links.link_is_live(link)
 
     async def _resume_legacy(self, pending_ids: Sequence[str], link: VmLink) -> None:
@@ -364,6 +368,10 @@ def _end_failed(link: VmLink, error: StoreError) -> None:
         link.close(CloseCode.SUPERSEDED, "superseded")
     else:
         link.close(CloseCode.INTERNAL, "store failed")
+
+
+def _without_data(status: RequestStatus) -> RequestStatus:
+    return RequestStatus(status="pending") if status.status == "completed" else status
 
 
 def _query_of(scope: Scope) -> tuple[str, str]:

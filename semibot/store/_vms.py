@@ -195,8 +195,7 @@ def set_vm_status(
 ) -> VmRow | None:
     """See :meth:`~semibot.store.base.Store.set_vm_status`.
 
-    A VM may be connected before whoever started it says ``provisioning``: only ``starting``
-    becomes that.
+    A VM may be connected before whoever started it says ``provisioning``.
     """
     now = db.now()
     row = db.one(
@@ -205,7 +204,7 @@ def set_vm_status(
         " disconnected_at = CASE WHEN ?1 = 'disconnected' THEN ?3 ELSE disconnected_at END,"
         " terminated_at = CASE WHEN ?1 IN ('failed', 'terminated') THEN ?3 END"
         " WHERE id = ?4 AND status NOT IN ('failed', 'terminated')"
-        " AND (?1 <> 'provisioning' OR status = 'starting') RETURNING *",
+        " AND (?1 <> 'provisioning' OR status <> 'ready') RETURNING *",
         (status, last_error, now, vm_id),
     )
     return None if row is None else _vm(row)

@@ -112,7 +112,7 @@ class Store(Protocol):
     ) -> VmRow | None:
         """Move an active row; None if it is history already. Use :meth:`lose_vm` for the end.
 
-        Only a row that is ``starting`` becomes ``provisioning``; for any other None is returned.
+        A row that is ``ready`` does not become ``provisioning``: None, and nothing changes.
         """
         ...
 

@@ -28,7 +28,7 @@ from typing import Final, final
 
 from semibot.errors import LocalProtocolError, RemoteProtocolError
 
-from .codec import load_json
+from .codec import JsonObject, JsonValue, dump_json, load_json
 from .frames import (
     MAX_BATCH_BYTES,
     MAX_BATCH_FRAMES,
@@ -456,9 +456,18 @@ def _encode(frame: CommandAck | Cancelled | FireAndForget) -> str:
 
 
 def _as_level_1(text: str) -> str:
-    """Return a frame of ours without what level 1 does not know."""
-    value = typing.cast("Mapping[str, object]", load_json(text))
+    """Return an event or a snapshot of ours without what level 1 does not know."""
+    try:
+        value = typing.cast("dict[str, JsonValue]", load_json(text))
+    except RemoteProtocolError:  # nested too deeply; the host may be able to read it
+        return text
     if value["type"] == "sse_event":
-        session_id, data = str(value["session_id"]), str(value["data"])
-        return encode_sse_event(SseEvent(session_id=session_id, data=data))
-    return text
+        return encode_sse_event(
+            SseEvent(session_id=str(value["session_id"]), data=str(value["data"]))
+        )
+    params = typing.cast("JsonObject", value["params"])
+    value["params"] = {
+        name: item for name, item in params.items() if name not in {"term", "covers_seq"}
+    }
+    value.pop("id", None)
+    return dump_json(value)

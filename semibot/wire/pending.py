@@ -34,7 +34,7 @@ class PendingRequest:
     deadline: float
     """When its asker stops waiting, on the clock of :class:`Pending`; may be infinite."""
     _wake: Callable[[], None]
-    _clock: Callable[[], float]
+    _pending: Pending
     is_sent: bool = attrs.field(default=False, init=False)
     """Whether it may have reached the host."""
     is_waited_for: bool = attrs.field(default=True, init=False)
@@ -53,8 +53,9 @@ class PendingRequest:
         """Return the frame with what is left of the deadline, or None if nobody waits."""
         if not self.is_wanted:
             return None
-        left = self.deadline - self._clock()
-        milliseconds = None if math.isinf(left) else max(0, int(left * 1000))
+        left = self.deadline - self._pending.clock()
+        is_bounded = self._pending.level >= 2 and not math.isinf(left)
+        milliseconds = max(0, int(left * 1000)) if is_bounded else None
         return encode_frame(attrs.evolve(self.frame, deadline_ms=milliseconds))
 
     def taken(self) -> None:
@@ -96,7 +97,10 @@ class Pending:
     """
 
     def __init__(self, clock: Callable[[], float]) -> None:
-        self._clock = clock
+        self.clock: Final = clock
+        """Tells the time."""
+        self.level: int = 2
+        """The level of the link; level 1 knows no deadlines."""
         self._requests: dict[str, PendingRequest] = {}
 
     def __len__(self) -> int:
@@ -115,7 +119,7 @@ class Pending:
         """
         if utf8_size(encode_frame(frame)) > MAX_FRAME_BYTES:
             raise LocalProtocolError(f"a request is at most {MAX_FRAME_BYTES} bytes long")
-        request = PendingRequest(frame, deadline, wake, self._clock)
+        request = PendingRequest(frame, deadline, wake, self)
         self._requests[frame.id] = request
         return request
 

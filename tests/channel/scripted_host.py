@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 from contextlib import asynccontextmanager
@@ -141,14 +142,12 @@ class ScriptedHost:
     async def _serve(self, stream):
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._close_with, stream, nursery)
-            try:
+            with contextlib.suppress(trio_websocket.ConnectionClosed):
                 request = await trio_websocket.wrap_server_stream(
                     nursery, stream, max_message_size=2**24
                 )
                 socket = await request.accept()
-            except trio_websocket.ConnectionClosed:
-                return
-            await self._put.send(HostLink(socket, request.path, stream))
+                await self._put.send(HostLink(socket, request.path, stream))
 
     async def _close_with(self, stream, nursery):
         try:

@@ -77,7 +77,7 @@ async def test_an_error_frame_that_names_a_request_answers_it(autojump_clock):
 async def test_a_request_made_while_down_waits_and_says_what_is_left_of_it(autojump_clock):
     async with open_host() as host, host.open_channel() as channel, trio.open_nursery() as nursery:
         asked = Asked(nursery, channel)
-        await asked.ask(scope=trio.move_on_after(20))
+        await asked.ask(scope=trio.CancelScope(relative_deadline=20))
         await asked.ask()
         link = await host.accept()
         await trio.sleep(5)
@@ -107,7 +107,9 @@ async def test_nobody_who_waits_means_request_cancel_at_level_2_only(autojump_cl
             await channel.wait_up()
             asked, scope = Asked(nursery, channel), trio.CancelScope()
             await asked.ask(scope=scope)
-            request_id = (await link.receive())["id"]
+            request = await link.receive()
+            request_id = request["id"]
+            assert ("deadline_ms" in request) == (level == 2)
             scope.cancel()
             frames = await link.collect(1)
             assert frames == ([{"type": "request_cancel", "id": request_id}] if level == 2 else [])

@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import pytest
 import trio
 import trio.testing
 from link_kit import Plane, Vm, open_plane
@@ -57,11 +56,11 @@ async def test_a_skill_package_is_handed_out(tmp_path: Path, mock_clock: MockClo
         package = (await ask(vm, "get_skill_package", skill_id="pdf-kit"))["result"]["package"]
         assert package["skill_id"] == "pdf-kit"
         assert package["files"] == [{"path": "SKILL.md", "content": "# s", "encoding": "utf-8"}]
-        for id, wanted in (
+        for name, wanted in (
             ("q2", {"skill_id": "no"}),
             ("q3", {"skill_id": "pdf-kit", "version": "9"}),
         ):
-            assert (await ask(vm, "get_skill_package", id=id, **wanted))["result"] == {
+            assert (await ask(vm, "get_skill_package", id=name, **wanted))["result"] == {
                 "package": None
             }
         bad = await ask(vm, "get_skill_package", id="q4", skill_id=5)
@@ -86,8 +85,8 @@ async def test_memories_are_found_by_their_owner(tmp_path: Path, mock_clock: Moc
         assert found["result"]["results"][0]["content"] == "umbrellas are in the hall"
         assert found["result"]["results"][0]["score"] > 0
         assert (await ask(vm, "memory_search", id="q2", query="  "))["result"] == {"results": []}
-        for id, params in (("q3", {"query": 5}), ("q4", {"query": "x", "top_k": "5"})):
-            bad = await ask(vm, "memory_search", id=id, **params)
+        for name, params in (("q3", {"query": 5}), ("q4", {"query": "x", "top_k": "5"})):
+            bad = await ask(vm, "memory_search", id=name, **params)
             assert bad["error"]["code"] == "BAD_PARAMS"
         await plane.external("bob")
         bob = await plane.up("boot-bob", user="bob")
@@ -110,12 +109,12 @@ async def test_agents_and_sessions_are_shown_to_their_owner_only(
         own = (await ask(vm, "get_session", id="q3", sid="s1"))["result"]
         assert own["session"]["id"] == "s1"
         assert own["agent"]["id"] == "agent-1"
-        for id, sid, params in (
+        for name, sid, params in (
             ("q4", "__memory__", {}),
             ("q5", "__memory__", {"session_id": "bobs"}),
             ("q6", "s1", {"session_id": "bobs"}),
         ):
-            refused = await ask(vm, "get_session", id=id, sid=sid, **params)
+            refused = await ask(vm, "get_session", id=name, sid=sid, **params)
             assert refused["error"]["code"] == "NOT_FOUND"
 
 
@@ -137,10 +136,10 @@ async def test_a_request_ends_at_its_deadline(tmp_path: Path, mock_clock: MockCl
     async with open_plane(tmp_path) as plane:
         vm = await plane.up()
         plane.store.hangs = {"search_memories"}
-        for id, fields in (("q1", {"deadline_ms": 500}), ("q2", {})):
+        for name, fields in (("q1", {"deadline_ms": 500}), ("q2", {})):
             vm.say(
                 type="request",
-                id=id,
+                id=name,
                 session_id="__memory__",
                 method="memory_search",
                 params={"query": "x"},
@@ -273,7 +272,7 @@ async def test_a_user_may_have_so_many_requests_under_way(
 
 
 async def test_the_oldest_answers_are_forgotten_first_and_big_ones_are_refused(
-    tmp_path: Path, mock_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, mock_clock: MockClock
 ) -> None:
     text = ""
 

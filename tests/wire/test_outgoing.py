@@ -16,6 +16,7 @@ from semibot.wire.frames import (
     HeldSession,
     SessionStatus,
     encode_batch,
+    encode_frame,
 )
 from semibot.wire.outgoing import Outgoing
 
@@ -332,6 +333,17 @@ def test_towards_level_1_everything_is_dropped_once_it_is_written():
     outgoing.close("s1")
     assert take_all(outgoing) == []
     assert outgoing.lane("s1") is None
+
+
+def test_a_snapshot_that_is_nested_deeply_does_not_end_a_level_1_link():
+    outgoing = linked(level=1)
+    lane = outgoing.open("s1", 1, 1)
+    params = {}
+    for _ in range(100):
+        params = {"deeper": params}
+    frame = FireAndForget(session_id="s1", method="snapshot_sync", params=params)
+    outgoing.put_snapshot(lane, frame)
+    assert outgoing.take() == (encode_frame(frame),)
 
 
 class ModelHost:

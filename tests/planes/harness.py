@@ -1,0 +1,314 @@
+"""Real hosts, VMs and models for tests: processes that can be killed, stopped and looked at.
+
+A :class:`Plane` is a host in a directory of its own, started as users start it, with a fake
+model inside the test. Every process that belongs to it can be found by that directory.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import sqlite3
+import subprocess
+import sys
+from collections.abc import AsyncGenerator, Callable, Mapping
+from contextlib import asynccontextmanager, closing, suppress
+from pathlib import Path
+
+import attrs
+import trio
+from following import Follower, Stored
+from http_client import Answer, ask
+
+
+from semibot.testing.model_answers import Answer as ModelAnswer
+from semibot.testing.model_answers import Hang, Text, call_tools, say
+from semibot.testing.model_server import ModelServer, RecordedRequest, open_model_server
+
+PATIENCE = 40.0
+"""What anything may take on a machine that is busy, in seconds; never waited for in vain."""
+
+
+# --- processes ------------------------------------------------------------------------
+
+
+@attrs.frozen
+class ProcessEntry:
+    """A process, as the operating system shows it."""
+
+    pid: int
+    parent: int
+    state: str
+    command: str
+
+
+def process_table(mark: str = "") -> list[ProcessEntry]:
+    """Return the living processes with *mark* in command line, environment or directory."""
+    entries = []
+    for directory in Path("/proc").iterdir():
+        if not directory.name.isdigit() or int(directory.name) == os.getpid():
+            continue
+        try:
+            command = (directory / "cmdline").read_bytes().replace(b"\0", b" ").decode("latin-1")
+            state, parent = (directory / "stat").read_text().rpartition(")")[2].split()[:2]
+            text = command + (directory / "environ").read_bytes().decode("latin-1")
+            text += str((directory / "cwd").readlink())
+        except OSError:  # it has ended since the listing, or belongs to somebody else
+            continue
+        if mark in text and state not in "ZX":
+            entries.append(ProcessEntry(int(directory.name), int(parent), state, command))
+    return entries
+
+
+async def seconds_until(condition: Callable[[], bool], limit: float = PATIENCE) -> float | None:
+    """Look again and again; return how long it took, or None after *limit* seconds.
+
+    For what the operating system tells nobody about, such as the end of a stranger's child.
+    """
+    start = trio.current_time()
+    while not condition():
+        if trio.current_time() - start > limit:
+            return None
+        await trio.sleep(0.005)
+    return trio.current_time() - start
+
+
+def resources(pid: int) -> tuple[int, int]:
+    """Return how many descriptors a process has open, and its resident set in KiB."""
+    directory = Path(f"/proc/{pid}")
+    found = re.search(r"VmRSS:\s+(\d+) kB", (directory / "status").read_text())
+    return len(list((directory / "fd").iterdir())), int(found[1]) if found else 0
+
+
+# --- the model ------------------------------------------------------------------------
+
+
+def question(request: RecordedRequest) -> str:
+    """Return what the user said last."""
+    return next(m.content for m in reversed(request.messages) if m.role == "user")
+
+
+def obedient_model(request: RecordedRequest) -> ModelAnswer:
+    """Do what the message says: ``stream COUNT DELAY [SIZE]``, ``hang``, ``sleep MARK``."""
+    words = question(request).split()
+    if words[0] == "stream":
+        width = int(words[3]) if len(words) > 3 else 0
+        pieces = [f"{index} ".ljust(width, "x") for index in range(int(words[1]))]
+        return say(*pieces, delay=float(words[2]))
+    if words[0] == "hang":
+        return ModelAnswer(steps=(Text("one "), Hang()))
+    if words[0] == "sleep" and not any(m.role == "tool" for m in request.messages):
+        program = "import time, sys; time.sleep(1000)"
+        return call_tools(("run_command", {"argv": [sys.executable, "-c", program, words[1]]}))
+    return say("well")
+
+
+# --- a host ---------------------------------------------------------------------------
+
+
+@attrs.define(eq=False)
+class Plane:
+    """A host that runs, in a directory of its own."""
+
+    directory: Path
+    model: ModelServer
+    process: trio.Process
+    url: str
+    variables: Mapping[str, str]
+
+    @property
+    def port(self) -> int:
+        return int(self.url.rpartition(":")[2])
+
+    @property
+    def data_dir(self) -> Path:
+        return self.directory / "data"
+
+    @property
+    def log(self) -> str:
+        return (self.directory / "host.log").read_text()
+
+    # --- what can be asked ---
+
+    async def ask(
+        self, method: str, path: str, body: object = None, **headers: str
+    ) -> Answer:
+        """Send a request and return the whole answer."""
+        with trio.fail_after(PATIENCE):
+            return await ask(self.port, method, path, body, headers)
+
+    async def messages(self, session_id: str) -> list[dict[str, object]]:
+        answer = await self.ask("GET", f"/api/v1/sessions/{session_id}/messages?limit=200")
+        assert answer.status == 200, answer
+        return answer.data["messages"] if "messages" in answer.data else answer.data["items"]
+
+    async def start(self, follower: Follower, message: str, **body: object) -> None:
+        """Begin a session and follow its first run to the end of the stream."""
+        await follower.post(self.port, "/api/v1/chat/start", {"message": message, **body})
+
+    async def say(self, follower: Follower, session_id: str, message: str, **body: object) -> None:
+        """Say something in a session and follow that run to the end of the stream."""
+        path = f"/api/v1/chat/sessions/{session_id}"
+        await follower.post(self.port, path, {"message": message, **body})
+
+    async def follow(self, follower: Follower, session_id: str) -> None:
+        """Follow a session from where *follower* is, to the end of the stream."""
+        await follower.get(self.port, f"/api/v1/sessions/{session_id}/stream")
+
+    # --- what can be looked at ---
+
+    def rows(self, sql: str, *values: object) -> list[tuple[object, ...]]:
+        """Return what the database holds."""
+        database = self.data_dir / "semibot.db"
+        with closing(sqlite3.connect(f"file:{database}?mode=ro", uri=True)) as connection:
+            return connection.execute(sql, values).fetchall()
+
+    def stored(self, session_id: str) -> Stored:
+        """Return the session's events in the store."""
+        rows = self.rows(
+            "SELECT term, seq, run_id, data FROM events WHERE session_id = ? ORDER BY seq",
+            session_id,
+        )
+        return [(term, seq, run_id, json.loads(data)) for term, seq, run_id, data in rows]
+
+    def processes(self) -> list[ProcessEntry]:
+        """Return every living process of this plane."""
+        return process_table(str(self.directory))
+
+    def vm_pid(self) -> int | None:
+        """Return the process of the VM that the host has started."""
+        vms = [entry.pid for entry in self.processes() if " semibot vm" in entry.command]
+        return max(vms, default=None)
+
+    # --- what can be done to it ---
+
+    async def restart(self) -> None:
+        """Start the host again after its end, on the same port and the same data."""
+        await self.process.wait()
+        self.process, self.url = await _start(self.directory, self.port, self.variables)
+
+
+@asynccontextmanager
+async def open_plane(
+    directory: Path,
+    choose: Callable[[RecordedRequest], ModelAnswer] = obedient_model,
+    *,
+    command: tuple[str, ...] = ("-m", "semibot", "serve"),
+    **variables: str,
+) -> AsyncGenerator[Plane]:
+    """Run a host; afterwards nothing of it is left."""
+    (directory / "work").mkdir(parents=True)
+    (directory / "tmp").mkdir()
+    try:
+        async with open_model_server(choose) as model:
+            given = {
+                "PATH": os.environ["PATH"],
+                "HOME": str(directory),
+                "TMPDIR": str(directory / "tmp"),
+                "LANG": "C.UTF-8",
+                "OPENAI_API_KEY": "sk-test",
+                "OPENAI_BASE_URL": model.base_url,
+                "SEMIBOT_ALLOW": "run",
+                **variables,
+            }
+            process, url = await _start(directory, 0, given, command)
+            yield Plane(directory, model, process, url, given)
+    finally:
+        await end_all(str(directory))
+
+
+async def _start(
+    directory: Path,
+    port: int,
+    variables: Mapping[str, str],
+    command: tuple[str, ...] = ("-m", "semibot", "serve"),
+) -> tuple[trio.Process, str]:
+    arguments = ("--port", str(port), "--data-dir", str(directory / "data"))
+    with (directory / "host.log").open("ab") as log:
+        process = await trio.lowlevel.open_process(
+            [sys.executable, *command, *arguments, "--workspace", str(directory / "work"), "--verbose"],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=log,
+            cwd=directory,
+            env=dict(variables),
+            start_new_session=True,
+        )
+    said = ""
+    async with process.stdout:
+        with trio.fail_after(PATIENCE):
+            while "listening on" not in said:
+                data = await process.stdout.receive_some()
+                assert data, (directory / "host.log").read_text()
+                said += data.decode()
+    return process, said.rpartition("listening on")[2].strip()
+
+
+async def run_semibot(plane: Plane, *arguments: str) -> str:
+    """Run a command of the program on the plane's data and return what it prints."""
+    done = await trio.run_process(
+        [sys.executable, "-m", "semibot", *arguments],
+        capture_stdout=True,
+        env=dict(plane.variables),
+        cwd=plane.directory,
+    )
+    return done.stdout.decode().strip()
+
+
+@asynccontextmanager
+async def open_external_vm(plane: Plane) -> AsyncGenerator[trio.Process]:
+    """Run a VM as users do, with a token; wait until its link is up."""
+    token = await run_semibot(plane, "admin", "vm-token", "--data-dir", str(plane.data_dir))
+    environment = {
+        **{key: value for key, value in plane.variables.items() if not key.startswith("OPENAI")},
+        "VM_TOKEN": token,
+        "SEMIBOT_STATE_DIR": str(plane.directory / "vm-state"),
+        "SEMIBOT_WORKSPACE": str(plane.directory / "work"),
+    }
+    with (plane.directory / "vm.log").open("ab") as log:
+        process = await trio.lowlevel.open_process(
+            [sys.executable, "-m", "semibot", "vm", "--url", plane.url, "--verbose"],
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            cwd=plane.directory,
+            env=environment,
+            start_new_session=True,
+        )
+    try:
+        await wait_vm(plane, mode="external")
+        yield process
+    finally:
+        with suppress(ProcessLookupError):
+            os.kill(process.pid, signal.SIGCONT)
+        process.kill()
+        with trio.CancelScope(shield=True):
+            await process.wait()
+
+
+async def wait_vm(plane: Plane, *, status: str = "ready", mode: str = "local") -> None:
+    """Wait until the host says this of the local user's VM."""
+    with trio.fail_after(PATIENCE):
+        while True:
+            data = (await plane.ask("GET", "/api/v1/vm/status")).data
+            if (data.get("status"), data.get("mode")) == (status, mode):
+                return
+            await trio.sleep(0.02)
+
+
+async def end_all(mark: str) -> None:
+    """Kill every process with *mark*, and wait until they are gone."""
+    with trio.CancelScope(shield=True):
+        await seconds_until(lambda: not _kill(mark), 10)
+
+
+def _kill(mark: str) -> list[ProcessEntry]:
+    left = process_table(mark)
+    for entry in left:
+        with suppress(ProcessLookupError):
+            os.kill(entry.pid, signal.SIGKILL)
+    return left
+
+
