@@ -13,10 +13,14 @@ if TYPE_CHECKING:
     from semibot.adapters.bridge import BridgeAgent as BridgeAgent
     from semibot.adapters.graph import GraphAgent as GraphAgent
     from semibot.adapters.openclaw import openclaw_agent as openclaw_agent
+    from semibot.channel import ControlChannel as ControlChannel
     from semibot.channel import open_control_channel as open_control_channel
     from semibot.config import Deadlines as Deadlines
+    from semibot.config.settings import HostSettings as HostSettings
     from semibot.errors import SemibotError as SemibotError
     from semibot.errors import ToolError as ToolError
+    from semibot.host.host import Host as Host
+    from semibot.host.host import open_host as open_host
     from semibot.models.demonstration import demonstration_model as demonstration_model
     from semibot.models.openai import openai_model as openai_model
     from semibot.models.scripted import scripted_model as scripted_model
@@ -28,6 +32,7 @@ if TYPE_CHECKING:
     from semibot.session import Emitted as Emitted
     from semibot.session import Run as Run
     from semibot.session import Session as Session
+    from semibot.session import SessionManager as SessionManager
     from semibot.session import open_session as open_session
     from semibot.session import open_session_manager as open_session_manager
     from semibot.tools import Grant as Grant
@@ -60,6 +65,7 @@ __all__ = [
     "AdapterContext",
     "BridgeAgent",
     "Closed",
+    "ControlChannel",
     "Deadlines",
     "Emitted",
     "ExecutionComplete",
@@ -67,6 +73,8 @@ __all__ = [
     "FileCreated",
     "Grant",
     "GraphAgent",
+    "Host",
+    "HostSettings",
     "PlanCreated",
     "PlanStepComplete",
     "PlanStepFailed",
@@ -77,6 +85,7 @@ __all__ = [
     "Secret",
     "SemibotError",
     "Session",
+    "SessionManager",
     "SkillCallComplete",
     "SkillCallStart",
     "TextChunk",
@@ -91,6 +100,7 @@ __all__ = [
     "__version__",
     "demonstration_model",
     "open_control_channel",
+    "open_host",
     "open_session",
     "open_session_manager",
     "openai_model",
@@ -105,6 +115,7 @@ _ROOMS: Final = {
     "AdapterContext": "session",
     "BridgeAgent": "adapters.bridge",
     "Closed": "session",
+    "ControlChannel": "channel",
     "Deadlines": "config",
     "Emitted": "session",
     "ExecutionComplete": "wire.events",
@@ -112,6 +123,8 @@ _ROOMS: Final = {
     "FileCreated": "wire.events",
     "Grant": "tools",
     "GraphAgent": "adapters.graph",
+    "Host": "host.host",
+    "HostSettings": "config.settings",
     "PlanCreated": "wire.events",
     "PlanStepComplete": "wire.events",
     "PlanStepFailed": "wire.events",
@@ -122,6 +135,7 @@ _ROOMS: Final = {
     "Secret": "secret",
     "SemibotError": "errors",
     "Session": "session",
+    "SessionManager": "session",
     "SkillCallComplete": "wire.events",
     "SkillCallStart": "wire.events",
     "TextChunk": "wire.events",
@@ -135,6 +149,7 @@ _ROOMS: Final = {
     "Usage": "wire.events",
     "demonstration_model": "models.demonstration",
     "open_control_channel": "channel",
+    "open_host": "host.host",
     "open_session": "session",
     "open_session_manager": "session",
     "openai_model": "models.openai",

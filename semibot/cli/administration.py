@@ -11,7 +11,7 @@ from semibot.config.loader import HostFlags, load_host_settings
 from semibot.config.settings import LOCAL_USER, HostSettings
 from semibot.errors import DataDirectoryInUse, UsageError
 from semibot.host.host import DATABASE_FILE
-from semibot.host.safety import check_safety, has_local_user, prepare_data_dir, signing_key
+from semibot.host.safety import check_safety, has_local_user, signing_key
 from semibot.live import live_ports
 from semibot.ports import Ports
 from semibot.security.tokens import Tokens
@@ -38,7 +38,6 @@ def print_vm_token(user_id: str, data_dir: Path | None) -> int:
         ports.environment, HostFlags(data_dir=data_dir), default_data_dir=default_data_dir()
     )
     check_safety(settings)
-    prepare_data_dir(settings)
     token = trio.run(_make_external, settings, ports, user_id)
     print(token)
     if sys.stderr is not None and sys.stderr.isatty():
@@ -67,7 +66,7 @@ async def _with_store(
         user = await store.get_user(user_id)
         if user is None:
             raise UsageError(f"the host knows no user {user_id!r}; who has never come has no VM")
+        key = await ports.threads.run_sync(signing_key, settings, ports.ids, limiter="files")
         await store.ensure_vm(user_id, ports.ids.new_id(), "external")
-    key = signing_key(settings, ports.ids)
     tokens = Tokens(key, ports.wall_clock, settings.vm_token_ttl)
     return tokens.make_vm_token(user.id, user.org_id)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import cast
 
-from semibot.errors import ConfigError, SemibotError, UsageError
+from semibot.errors import ConfigError, HostRefused, HostUnreachable, SemibotError, UsageError
 
 from . import exits
 
@@ -46,8 +46,10 @@ def is_configuration_code(code: str) -> bool:
 
 def _exit_code(error: SemibotError) -> int:
     match error:
-        case ConfigError():
+        case ConfigError() | HostUnreachable() | HostRefused(status=401 | 403):
             return exits.CONFIGURATION
+        case HostRefused(status=400 | 404 | 413 | 422):
+            return exits.USAGE
         case UsageError():
             return exits.USAGE
         case _:

@@ -6,10 +6,9 @@ that was shown. Only Ctrl-C stops it.
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import AsyncGenerator, Mapping
-from contextlib import AsyncExitStack, asynccontextmanager
-from typing import Final, cast, final
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping
+from contextlib import AsyncExitStack, aclosing, asynccontextmanager
+from typing import Final, final
 from urllib.parse import quote, urlsplit
 
 import httpx2
@@ -25,19 +24,18 @@ from semibot.errors import (
     UsageError,
 )
 from semibot.lifetimes import deadline
+from semibot.logs import get_logger
 from semibot.ports import Ports
 from semibot.session import JournalEntry
 from semibot.wire.codec import JsonObject, JsonValue, dump_json, load_json, structure
-from semibot.wire.events import (
-    ExecutionComplete,
-    ExecutionError,
-    TextChunk,
-    decode_event,
-)
+from semibot.wire.events import ExecutionComplete, ExecutionError
 from semibot.wire.receipts import Receipt
-from semibot.wire.sse import EventId, SseDecoder, SseMessage
+from semibot.wire.sse import SseDecoder
 
+from .following import Following
 from .talk import ChatOptions
+
+log: Final = get_logger(__name__)
 
 MAX_ANSWER_BYTES: Final = 16 * 1024 * 1024
 """Largest answer, other than a stream, that is read."""
@@ -47,6 +45,12 @@ MAX_PAUSE: Final = 10.0
 
 GIVE_UP_AFTER: Final = 120.0
 """After how long without the host an answer is given up, in seconds."""
+
+SEND_AGAIN: Final = 3
+"""How often something is sent again if the host cannot be reached."""
+
+KEEPALIVES: Final = 3
+"""After how many keepalives that did not come a stream is broken."""
 
 
 @asynccontextmanager
@@ -60,6 +64,7 @@ async def open_remote_partner(options: ChatOptions, ports: Ports) -> AsyncGenera
     Raises:
         UsageError: If the address is none.
         HostUnreachable: If no host answers there.
+        HostRefused: If the host does not like us.
     """
     url = options.url or ports.environment.get("SEMIBOT_URL") or f"http://127.0.0.1:{DEFAULT_PORT}"
     parts = urlsplit(url)
@@ -68,6 +73,7 @@ async def open_remote_partner(options: ChatOptions, ports: Ports) -> AsyncGenera
     token = ports.environment.get("SEMIBOT_TOKEN")
     headers = {"Authorization": f"Bearer {token}"} if token else {}
     is_near = parts.hostname in {"127.0.0.1", "::1", "localhost"}
+    # Every wait has a deadline of its own, below.
     async with httpx2.AsyncClient(
         base_url=url.rstrip("/"), headers=headers, timeout=None, trust_env=not is_near
     ) as http:
@@ -94,7 +100,8 @@ class RemotePartner:
         self._url = url
         self._ports = ports
         self._runtime = options.runtime
-        self._deadlines = Deadlines()
+        self.deadlines: Final = Deadlines()
+        """How long the host may take."""
         self.session_id = options.session_id
 
     def introduction(self) -> str:
@@ -102,137 +109,221 @@ class RemotePartner:
         return f"host {self._url}, session {self.session_id or 'new'}"
 
     async def greet(self) -> None:
-        """Ask the host whether it is there.
+        """Ask the host whether it is there, and whether it knows us.
 
         Raises:
-            HostUnreachable: If not.
+            HostUnreachable: If nobody answers.
             HostRefused: If it does not like us.
         """
-        await self._call("GET", "/api/v1/info")
+        async with AsyncExitStack() as streams:
+            path = "/api/v1/sessions?limit=1"
+            await self._read(await self._open(streams, "GET", path, wait=self._short))
 
     @asynccontextmanager
     async def ask(self, message: str) -> AsyncGenerator[RemoteAnswer]:
-        """Send a message and hold its answer."""
+        """Send a message and hold its answer, which goes on if the block is left early."""
         body: dict[str, JsonValue] = {"message": message, "on_disconnect": "continue"}
         if self.session_id is None:
             path = "/api/v1/chat/start"
             body["runtime_type"] = self._runtime
         else:
             path = f"/api/v1/chat/sessions/{quote(self.session_id, safe='')}"
-        headers = {"Idempotency-Key": self._ports.ids.new_id()}
+        key = self._ports.ids.new_id()
         async with AsyncExitStack() as streams:
-            response = await self._open(streams, "POST", path, json_body=body, headers=headers)
+            response = await self._send(streams, path, body, key)
             self.session_id = response.headers.get("X-Session-ID", self.session_id)
-            yield RemoteAnswer(self, streams, response, response.headers.get("X-Run-ID", ""))
+            answer = RemoteAnswer(self, streams, response.headers.get("X-Run-ID", ""))
+            await answer.read_from(response)
+            yield answer
+
+    async def _send(
+        self, streams: AsyncExitStack, path: str, body: JsonObject, key: str
+    ) -> httpx2.Response:
+        """Send a message, which takes effect once however often it has to be sent."""
+        # A VM that ends just now is started again, which takes a second wait for it.
+        wait = ("vm.ready", 2 * self.deadlines.vm_ready + self.deadlines.http_stall_timeout)
+        for failures in range(SEND_AGAIN):
+            try:
+                return await self._open(streams, "POST", path, body, key=key, wait=wait)
+            except HostUnreachable as exc:
+                log.info("message is sent again", reason=str(exc))
+            await self.pause(failures)
+        return await self._open(streams, "POST", path, body, key=key, wait=wait)
 
     async def stream_after(self, streams: AsyncExitStack, last_id: str | None) -> httpx2.Response:
-        """Open the session's stream after an event."""
+        """Open the session's stream after an event.
+
+        Raises:
+            HostUnreachable: If the host is away, starting or draining.
+            HostRefused: If there is no such stream any more.
+        """
         path = f"/api/v1/sessions/{quote(self.session_id or '', safe='')}/stream"
-        headers = {} if last_id is None else {"Last-Event-ID": last_id}
-        return await self._open(streams, "GET", path, headers=headers)
+        try:
+            response = await self._open(streams, "GET", path, last_id=last_id, wait=self._short)
+        except HostRefused as exc:
+            if exc.status < 500 and exc.status != 429:
+                raise
+            raise HostUnreachable(self._url, str(exc)) from exc
+        if response.status_code == 204:
+            raise HostRefused(204, "NOT_FOUND", "the session was deleted")
+        return response
 
     async def cancel(self, run_id: str) -> JsonObject:
-        """Cancel a run and return the receipt, or ``{pending: true}``."""
+        """Cancel a run and return what became of it: a receipt, or ``{pending: true}``."""
         path = f"/api/v1/chat/sessions/{quote(self.session_id or '', safe='')}/cancel"
-        answer = await self._call("POST", path, {"run_id": run_id})
-        return answer if isinstance(answer, Mapping) else {}
+        wait = 2 * self.deadlines.http_cancel_wait
+        async with AsyncExitStack() as streams:
+            response = await self._open(
+                streams, "POST", path, {"run_id": run_id}, wait=("http.cancel_wait", wait)
+            )
+            answer = load_json(await self._read(response))
+        data = answer.get("data") if isinstance(answer, Mapping) else None
+        return data if isinstance(data, Mapping) else {}
 
     async def pause(self, failures: int) -> None:
-        """Wait before a broken stream is taken up again."""
+        """Wait before something is tried again."""
         longest = min(MAX_PAUSE, 0.25 * 2.0 ** min(failures, 10))
         await trio.sleep(self._ports.random.uniform(0, longest))
 
     @property
-    def silence(self) -> float:
-        """After how long without a byte a stream is broken, in seconds."""
-        return 3 * self._deadlines.http_keepalive
-
-    async def _call(
-        self, method: str, path: str, json_body: Mapping[str, JsonValue] | None = None
-    ) -> JsonValue:
-        async with AsyncExitStack() as streams:
-            response = await self._open(streams, method, path, json_body=json_body)
-            content = await _read_all(response, self._deadlines)
-            answer = load_json(content)
-            return answer.get("data") if isinstance(answer, Mapping) else None
+    def _short(self) -> tuple[str, float]:
+        return "http.stall_timeout", self.deadlines.http_stall_timeout
 
     async def _open(
         self,
         streams: AsyncExitStack,
         method: str,
         path: str,
+        body: JsonObject | None = None,
         *,
-        json_body: Mapping[str, JsonValue] | None = None,
-        headers: Mapping[str, str] | None = None,
+        wait: tuple[str, float],
+        key: str | None = None,
+        last_id: str | None = None,
     ) -> httpx2.Response:
         """Send a request and return its answer, whose body is still to be read."""
-        content = None if json_body is None else dump_json(json_body).encode()
-        fields = dict(headers or {})
-        if content is not None:
+        fields: dict[str, str] = {}
+        content: bytes | None = None
+        if body is not None:
+            content = dump_json(body).encode()
             fields["Content-Type"] = "application/json"
-        # A message may wait for a VM, and a cancel for its receipt.
-        wait = self._deadlines.vm_ready + self._deadlines.http_cancel_wait
+        if key is not None:
+            fields["Idempotency-Key"] = key
+        if last_id is not None:
+            fields["Last-Event-ID"] = last_id
         try:
-            with deadline("http.answer", wait):
+            with deadline(*wait):
                 response = await streams.enter_async_context(
                     self._http.stream(method, path, content=content, headers=fields)
                 )
+            if not response.is_success:
+                raise await self._refusal(response)
         except (httpx2.HTTPError, DeadlineExceeded) as exc:
             raise HostUnreachable(self._url, str(exc) or type(exc).__name__) from exc
-        if response.is_success:
-            return response
-        raise await _refusal(response, self._deadlines)
+        return response
+
+    async def _read(self, response: httpx2.Response) -> bytes:
+        content = bytearray()
+        try:
+            with deadline(*self._short):
+                async with aclosing(response.aiter_bytes()) as pieces:
+                    async for piece in pieces:
+                        content += piece
+                        if len(content) > MAX_ANSWER_BYTES:
+                            raise RemoteProtocolError("the host's answer is too large")
+        except (httpx2.HTTPError, DeadlineExceeded) as exc:
+            raise HostUnreachable(self._url, str(exc) or type(exc).__name__) from exc
+        return bytes(content)
+
+    async def _refusal(self, response: httpx2.Response) -> HostRefused:
+        """Return what the host said instead of an answer."""
+        status = response.status_code
+        code, text = f"HTTP_{status}", f"the host answered {status}"
+        try:
+            answer = load_json(await self._read(response))
+        except RemoteProtocolError:
+            answer = None
+        error = answer.get("error") if isinstance(answer, Mapping) else None
+        if isinstance(error, Mapping):
+            code = str(error.get("code", code))
+            text = str(error.get("message", text))
+        if status == 401:
+            text += "; set SEMIBOT_TOKEN"
+        return HostRefused(status, code, text)
 
 
 @final
 class RemoteAnswer:
     """A run on the host, as its events arrive. Made by :meth:`RemotePartner.ask`."""
 
-    def __init__(
-        self,
-        partner: RemotePartner,
-        streams: AsyncExitStack,
-        response: httpx2.Response,
-        run_id: str,
-    ) -> None:
+    def __init__(self, partner: RemotePartner, streams: AsyncExitStack, run_id: str) -> None:
         self._partner = partner
         self._streams = streams
-        self._run_id = run_id
-        self._body = response.aiter_bytes()
+        self._following = Following(run_id)
+        self._body: AsyncIterator[bytes] | None = None
         self._decoder = SseDecoder()
-        self._entries: deque[JournalEntry] = deque()
-        self._last_id: str | None = None
-        self._shown = 0
         self._failures = 0
         self._broken_since: float | None = None
         self._leaves_it = False
+        self._cancels = 0
+        self._cancelled = trio.Event()
         self.receipt: Receipt | None = None
+        """What was stopped, once the host has said it."""
+
+    async def read_from(self, response: httpx2.Response) -> None:
+        """Take the events from the body of *response*, from now on."""
+        self._body = await self._streams.enter_async_context(aclosing(response.aiter_bytes()))
+        self._decoder = SseDecoder()
 
     async def next_entry(self) -> JournalEntry:
         """Return the next event of the run, taking a broken stream up again.
 
         Raises:
             HostUnreachable: If that does not work for two minutes.
+            HostRefused: If the session is gone.
         """
-        while not self._entries:
+        while (entry := self._following.next()) is None:
             data = await self._read()
             if data:
                 self._broken_since = None
                 self._failures = 0
                 for message in self._decoder.feed(data):
-                    self._take(message)
+                    self._following.take(message)
             else:
                 await self._reconnect()
-        return self._entries.popleft()
+        if isinstance(entry.event, ExecutionComplete | ExecutionError) and self._cancels:
+            # The receipt comes on another connection, at about the same time.
+            with trio.move_on_after(self._partner.deadlines.http_cancel_wait):
+                await self._cancelled.wait()
+        return entry
 
     async def cancel(self, reason: str = "user_cancelled") -> object:
-        """Stop the run on the host, unless it is only this program that ends."""
+        """Stop the run on the host, unless it is only this program that ends.
+
+        What goes wrong is logged: the answer goes on then, and can be stopped again.
+        """
         if self._leaves_it:
             return None
-        answer = await self._partner.cancel(self._run_id)
-        if not answer.get("pending") and not answer.get("vm_lost"):
-            self.receipt = structure(answer, Receipt)
+        self._cancels += 1
+        try:
+            answer = await self._try_to_cancel()
+            if not (answer.get("pending") or answer.get("vm_lost")):
+                self.receipt = structure(answer, Receipt)
+        except (HostUnreachable, HostRefused, RemoteProtocolError) as exc:
+            log.warning("not stopped", reason=str(exc))
+        finally:
+            self._cancels -= 1
+            if not self._cancels:
+                self._cancelled.set()
+                self._cancelled = trio.Event()
         return self.receipt
+
+    async def _try_to_cancel(self) -> JsonObject:
+        for failures in range(SEND_AGAIN):
+            try:
+                return await self._partner.cancel(self._following.run_id)
+            except HostUnreachable:
+                await self._partner.pause(failures)
+        return await self._partner.cancel(self._following.run_id)
 
     def interrupt(self, reason: str) -> None:
         """Leave the run alone: it goes on on the host."""
@@ -240,9 +331,9 @@ class RemoteAnswer:
 
     async def _read(self) -> bytes:
         """Return the next bytes of the stream, or nothing once it is broken."""
-        with trio.move_on_after(self._partner.silence):
+        with trio.move_on_after(KEEPALIVES * self._partner.deadlines.http_keepalive):
             try:
-                return await self._body.__anext__()
+                return b"" if self._body is None else await anext(self._body)
             except (StopAsyncIteration, httpx2.HTTPError):
                 return b""
         return b""
@@ -251,101 +342,14 @@ class RemoteAnswer:
         now = trio.current_time()
         if self._broken_since is None:
             self._broken_since = now
+        self._body = None
         await self._streams.aclose()
         await self._partner.pause(self._failures)
         self._failures += 1
         try:
-            response = await self._partner.stream_after(self._streams, self._last_id)
+            response = await self._partner.stream_after(self._streams, self._following.last_id)
         except HostUnreachable:
             if trio.current_time() - self._broken_since > GIVE_UP_AFTER:
                 raise
             return
-        self._body = response.aiter_bytes()
-        self._decoder = SseDecoder()
-
-    def _take(self, message: SseMessage) -> None:
-        """Keep what a message of the stream says, if it is the run's."""
-        data = message.data.decode("utf-8", "replace")
-        value = load_json(data)
-        if isinstance(value, Mapping) and value.get("type") == "resync":
-            self._resync(value, message.id)
-            return
-        try:
-            event = decode_event(cast("JsonObject", value))
-        except RemoteProtocolError:
-            return  # a newer host says things that this program does not know
-        self._last_id = message.id or self._last_id
-        if isinstance(event, TextChunk):
-            self._shown += len(event.content)
-        self._add(message.id, event, data)
-
-    def _resync(self, view: JsonObject, event_id: str) -> None:
-        """Make up for what is no longer kept: the rest of the text, and the end."""
-        self._last_id = event_id or self._last_id
-        run = view.get("run")
-        if isinstance(run, Mapping) and run.get("run_id") == self._run_id:
-            self._catch_up(run.get("text"), event_id)
-            return
-        messages = view.get("messages")
-        for message in messages if isinstance(messages, list) else ():
-            if not isinstance(message, Mapping) or message.get("run_id") != self._run_id:
-                continue
-            if message.get("role") == "assistant":
-                self._catch_up(message.get("content"), event_id)
-                self._end(message.get("metadata"), event_id)
-
-    def _catch_up(self, text: JsonValue, event_id: str) -> None:
-        if isinstance(text, str) and len(text) > self._shown:
-            chunk = TextChunk(content=text[self._shown :])
-            self._shown = len(text)
-            self._add(event_id, chunk, dump_json({"type": chunk.type, "content": chunk.content}))
-
-    def _end(self, metadata: JsonValue, event_id: str) -> None:
-        outcome = metadata.get("outcome") if isinstance(metadata, Mapping) else None
-        event: ExecutionComplete | ExecutionError
-        if outcome == "completed":
-            event = ExecutionComplete(run_id=self._run_id)
-        elif outcome == "cancelled":
-            event = ExecutionComplete(run_id=self._run_id, cancelled=True)
-        else:
-            event = ExecutionError(
-                run_id=self._run_id, code="FAILED", error=f"the answer was {outcome}"
-            )
-        self._add(event_id, event, dump_json({"type": event.type, "run_id": self._run_id}))
-
-    def _add(self, event_id: str, event: object, data: str) -> None:
-        at = EventId.parse(event_id or self._last_id or "1-0")
-        self._entries.append(
-            JournalEntry(
-                term=at.term,
-                seq=at.seq,
-                run_id=self._run_id,
-                event=cast("TextChunk", event),
-                data=data,
-                size=len(data.encode()),
-            )
-        )
-
-
-async def _read_all(response: httpx2.Response, deadlines: Deadlines) -> bytes:
-    content = bytearray()
-    with deadline("http.stall_timeout", deadlines.http_stall_timeout):
-        async for piece in response.aiter_bytes():
-            content += piece
-            if len(content) > MAX_ANSWER_BYTES:
-                raise RemoteProtocolError("the host's answer is too large")
-    return bytes(content)
-
-
-async def _refusal(response: httpx2.Response, deadlines: Deadlines) -> HostRefused:
-    """Return what the host said instead of an answer."""
-    code, text = f"HTTP_{response.status_code}", f"the host answered {response.status_code}"
-    try:
-        answer = load_json(await _read_all(response, deadlines))
-    except (RemoteProtocolError, DeadlineExceeded, httpx2.HTTPError):
-        answer = None
-    error = answer.get("error") if isinstance(answer, Mapping) else None
-    if isinstance(error, Mapping):
-        code = str(error.get("code", code))
-        text = str(error.get("message", text))
-    return HostRefused(response.status_code, code, text)
+        await self.read_from(response)

@@ -53,7 +53,8 @@ def command(
 
     Options win over SEMIBOT_* variables, these over semibot.toml in the data directory.
 
-    Exit codes: 0 stopped, 1 failed, 2 usage, 78 something must be set up first.
+    Exit codes: 0 stopped, 1 failed, 2 usage, 78 something must be set up first, 130 and 143
+    stopped at once by a second Ctrl-C or SIGTERM.
     """
     from semibot.config.loader import HostFlags
 

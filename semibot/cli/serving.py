@@ -8,29 +8,28 @@ import sys
 import threading
 import webbrowser
 from collections.abc import AsyncIterator
-from typing import Final, final
+from contextlib import AsyncExitStack, suppress
+from typing import final
 
 import attrs
+import click
 import trio
 
 from semibot.config.loader import HostFlags, load_host_settings
 from semibot.config.settings import HostSettings
 from semibot.errors import ConfigError
-from semibot.host.host import open_host
-from semibot.host.server import open_server
+from semibot.host.host import Host, open_host
+from semibot.host.server import Server, open_server
 from semibot.lifetimes import StopClock, open_services, open_stop_clock
 from semibot.live import live_ports
 from semibot.ports import Ports
 
 from . import exits
 from .directories import default_data_dir
+from .failures import OutputClosed
+from .interrupts import CLEANUP_BOUND, HARD_BOUND
 from .logs import configure_logs, hush_logs
-
-CLEANUP_BOUND: Final = 1.0
-"""What all clean-up together may take after a second signal, in seconds."""
-
-HARD_BOUND: Final = 2.0
-"""When the process is ended hard, in seconds after a second signal."""
+from .output import Output
 
 
 def run_host(flags: HostFlags, *, is_opened: bool, is_verbose: bool) -> int:
@@ -60,41 +59,61 @@ async def _serve(settings: HostSettings, ports: Ports, is_opened: bool) -> int:
         trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals,
     ):
         stopping = _Stopping(clock)
-        async with open_services() as services:
-            services.start_soon(stopping.serve, signals, name="signals")
-            with stopping.body:
-                await _run(settings, ports, stopping, is_opened=is_opened)
-        stopping.is_gone.set()
-    return exits.COMPLETED
+        try:
+            async with open_services() as services:
+                services.start_soon(stopping.serve, signals, name="signals")
+                with stopping.body:
+                    await _run(settings, ports, stopping, is_opened=is_opened)
+        finally:
+            stopping.is_gone.set()
+    return stopping.exit_code
 
 
 async def _run(
     settings: HostSettings, ports: Ports, stopping: _Stopping, *, is_opened: bool
 ) -> None:
-    async with open_host(settings, ports=ports) as host:
-        try:
-            server = open_server(
-                host.asgi,
-                settings.host,
-                settings.port,
-                deadlines=settings.deadlines,
-                ports=ports,
-            )
-            async with server as listening:
-                name = f"[{settings.host}]" if ":" in settings.host else settings.host
-                url = f"http://{name}:{listening.port}"
-                await host.announce(url)
-                print(f"semibot listening on {url}", flush=True)
+    async with AsyncExitStack() as stack:
+        host = await stack.enter_async_context(open_host(settings, ports=ports))
+        url = await _listen(stack, host, settings, ports)
+        with stopping.start:  # whoever stops us need not wait until a VM is up
+            await host.announce(url)
+            await _say(f"semibot listening on {url}\n")
+            async with trio.open_nursery() as nursery:
                 if is_opened:
-                    webbrowser.open(url)
-                await stopping.wait_told()
-                stopping.clock.stop(settings.deadlines.host_drain)
-                await host.drain()
-        except OSError as exc:
-            raise ConfigError(
-                f"cannot listen on {settings.host}:{settings.port}: {exc.strerror or exc}; "
-                "use another --port"
-            ) from exc
+                    nursery.start_soon(_open_page, url)
+                # Unbounded on purpose: a host runs until somebody stops it.
+                await trio.sleep_forever()
+        stopping.clock.stop(settings.deadlines.host_drain)
+        await host.drain()
+
+
+async def _listen(stack: AsyncExitStack, host: Host, settings: HostSettings, ports: Ports) -> str:
+    """Listen until *stack* is closed, and return the address."""
+    server = open_server(
+        host.asgi, settings.host, settings.port, deadlines=settings.deadlines, ports=ports
+    )
+    try:
+        listening: Server = await stack.enter_async_context(server)
+    except OSError as exc:
+        raise ConfigError(
+            f"cannot listen on {settings.host}:{settings.port}: {exc.strerror or exc}; "
+            "use another --port or --host"
+        ) from exc
+    name = f"[{settings.host}]" if ":" in settings.host else settings.host
+    return f"http://{name}:{listening.port}"
+
+
+async def _say(text: str) -> None:
+    # Whoever started us may read no further, or not at all.
+    with suppress(OutputClosed), trio.move_on_after(CLEANUP_BOUND):
+        await Output(sys.stdout).write(text)
+
+
+async def _open_page(url: str) -> None:
+    # In a thread, because some browsers are programs that we would wait for.
+    await trio.to_thread.run_sync(
+        webbrowser.open, url, limiter=trio.CapacityLimiter(1), abandon_on_cancel=True
+    )
 
 
 @final
@@ -103,23 +122,21 @@ class _Stopping:
     """What signals mean to a host: the first one drains, the second one ends."""
 
     clock: StopClock
+    exit_code: int = attrs.field(default=exits.COMPLETED, init=False)
+    start: trio.CancelScope = attrs.field(factory=trio.CancelScope, init=False)
     body: trio.CancelScope = attrs.field(factory=trio.CancelScope, init=False)
     is_gone: threading.Event = attrs.field(factory=threading.Event, init=False)
-    _told: trio.Event = attrs.field(factory=trio.Event, init=False)
-
-    async def wait_told(self) -> None:
-        """Wait for the first signal."""
-        # Unbounded on purpose: a host runs until somebody stops it.
-        await self._told.wait()
 
     async def serve(self, signals: AsyncIterator[int]) -> None:
         """Act on signals until cancelled."""
         async with trio.open_nursery() as nursery:
-            async for _ in signals:
-                if not self._told.is_set():
-                    self._told.set()
-                    print("semibot is stopping; once more to stop at once", file=sys.stderr)
+            async for number in signals:
+                if not self.start.cancel_called:
+                    self.start.cancel("the host was told to end")
+                    with suppress(OSError):  # nobody has to read it
+                        click.echo("semibot is stopping; once more to stop at once", err=True)
                 else:
+                    self.exit_code = 128 + number
                     nursery.start_soon(self._end_now)
 
     async def _end_now(self) -> None:
@@ -133,4 +150,4 @@ class _Stopping:
 
     def _end_hard(self) -> None:
         if not self.is_gone.wait(HARD_BOUND):
-            os._exit(exits.FAILED)
+            os._exit(self.exit_code)

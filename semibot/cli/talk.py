@@ -11,7 +11,7 @@ from typing import Final, Protocol, final
 import attrs
 import trio
 
-from semibot.errors import CursorExpired, UsageError
+from semibot.errors import CursorExpired, HostRefused, HostUnreachable, UsageError
 from semibot.live import live_ports
 from semibot.ports import Ports
 from semibot.session import JournalEntry
@@ -24,7 +24,7 @@ from .interrupts import Interrupts, Stoppable, open_interrupts
 from .keyboard import Keyboard
 from .logs import configure_logs
 from .render import JsonView, TextView, show_end
-from .screen import DIM, ODD, Screen
+from .screen import BAD, DIM, ODD, Screen
 
 HELP: Final = """\
 Type a message and press Enter. Ctrl-C stops an answer, twice it leaves.
@@ -198,7 +198,12 @@ class Dialogue:
                     f"there is no command {line.strip()}; there are /help and /exit", ODD
                 )
             elif line.strip():
-                await self._ask(line, is_interactive=True)
+                try:
+                    await self._ask(line, is_interactive=True)
+                except (HostRefused, HostUnreachable) as exc:
+                    # The host may take the next message, or be there again by then.
+                    await self.screen.end_answer()
+                    await self.screen.note(f"failed: {exc}", BAD)
         return exits.COMPLETED
 
     async def introduce(self) -> None:

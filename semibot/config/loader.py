@@ -140,7 +140,7 @@ def _read_file(
     path = Path(named) if named else data_dir / FILE_NAME
     try:
         text = path.read_text(encoding="utf-8")
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         if named:
             raise ConfigError(f"{FILE_VARIABLE} names {path}, which does not exist") from None
         return {}, {}

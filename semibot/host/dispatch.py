@@ -93,6 +93,7 @@ class Dispatcher:
         self._wanted: dict[str, str] = {}
         self._again: set[str] = set()
         self._busy: set[str] = set()
+        self._pausing: dict[str, trio.Event] = {}
         self._users: set[str] = set()
         self._work = trio.lowlevel.ParkingLot()
         self._receipts: dict[str, set[trio.Event]] = {}
@@ -105,6 +106,8 @@ class Dispatcher:
         """Note that something has changed for a session; never waits."""
         if session_id in self._busy:
             self._again.add(session_id)
+            if session_id in self._pausing:
+                self._pausing[session_id].set()
         else:
             self._wanted[session_id] = user_id
             self._work.unpark_all()
@@ -180,13 +183,15 @@ class Dispatcher:
 
     async def _answer_of(self, run_id: str, command_id: str) -> JsonObject | None:
         run = await self._store.get_run(run_id)
+        if run is not None and run.receipt is None:
+            work = await self._store.session_work(run.session_id)
+            if work is not None and any(command.id == command_id for command in work.commands):
+                return None
+            run = await self._store.get_run(run_id)  # the receipt came with the command's end
         if run is None:  # its session was deleted
             return {"run_id": run_id, "already": True}
         if run.receipt is not None:
             return run.receipt
-        work = await self._store.session_work(run.session_id)
-        if work is not None and any(command.id == command_id for command in work.commands):
-            return None
         if run.outcome is None:
             return None
         return {"run_id": run_id, "outcome": run.outcome, "already": True}
@@ -323,7 +328,7 @@ class Dispatcher:
                         return
                 except (StoreError, DeadlineExceeded) as exc:
                     log.warning("commands could not be sent", session_id=session_id, error=str(exc))
-                    await trio.sleep(pause)
+                    await self._pause(session_id, pause)
                     pause = min(2 * pause, LAST_RETRY)
         except Exception:
             log.exception("commands of a session are stuck", session_id=session_id)
@@ -332,6 +337,15 @@ class Dispatcher:
             if session_id in self._again:  # after a failure, something new may help
                 self._again.discard(session_id)
                 self.kick(session_id, user_id)
+
+    async def _pause(self, session_id: str, seconds: float) -> None:
+        """Wait until it may work again, at most until the next kick."""
+        kicked = self._pausing[session_id] = trio.Event()
+        try:
+            with trio.move_on_after(seconds):
+                await kicked.wait()
+        finally:
+            del self._pausing[session_id]
 
     async def _look(self, session_id: str, user_id: str) -> None:
         """Do for one session what can be done now."""

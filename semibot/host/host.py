@@ -1,7 +1,7 @@
 """Open a host: store, relay, links, dispatcher and scheduler, in that order, and its app.
 
-The block owns every task of the host. It listens on nothing: :func:`~semibot.host.server.open_server`
-or any other ASGI server under Trio serves :attr:`Host.asgi`.
+The block owns every task of the host. It listens on nothing: ``open_server``, or any other
+ASGI server under Trio, serves :attr:`Host.asgi`.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Final, final
 import trio
 
 from semibot.config.settings import LOCAL_USER, HostSettings
-from semibot.errors import PlaneNotReady, StoreError
+from semibot.errors import DeadlineExceeded, PlaneNotReady, StoreError
 from semibot.lifetimes import deadline, grace, open_services
 from semibot.live import live_ports
 from semibot.logs import get_logger
@@ -29,7 +29,7 @@ from .dispatch import Dispatcher
 from .links import Links
 from .metrics import Metrics
 from .relay import Relay
-from .safety import check_safety, has_local_user, prepare_data_dir, signing_key
+from .safety import check_safety, has_local_user, signing_key
 from .scheduler import Scheduler
 from .server import App
 
@@ -67,7 +67,8 @@ class Host:
         """Say where the host can be reached, and begin to answer.
 
         On a host with one local user the user's VM is started first, so that the first
-        message does not wait for it; waits at most ``vm.ready``.
+        message does not wait for it; waits at most ``vm.ready``. A VM that does not come up is
+        logged, and tried again with the first message.
 
         Args:
             url: Such as ``http://127.0.0.1:8080``; VMs dial it.
@@ -75,11 +76,13 @@ class Host:
         core = self._core
         core.scheduler.announce(url.replace("http", "ws", 1).rstrip("/") + "/ws/vm")
         core.status.is_ready = True
-        if has_local_user(core.settings):
-            try:
+        if not has_local_user(core.settings):
+            return
+        try:
+            if await core.scheduler.is_started_here(LOCAL_USER):
                 await core.scheduler.ensure_ready(LOCAL_USER)
-            except PlaneNotReady as exc:
-                log.warning("the VM of the local user is not up yet", reason=str(exc))
+        except (PlaneNotReady, StoreError, DeadlineExceeded) as exc:
+            log.warning("the VM of the local user is not up yet", reason=str(exc))
 
     async def drain(self) -> None:
         """Stop in order, while the app is still served; call it before the server ends.
@@ -94,8 +97,11 @@ class Host:
         core.scheduler.stop()
         users = core.scheduler.own_users()
         with trio.move_on_after(max(0.0, core.deadlines.host_drain - STOP_SHARE)):
-            for user_id in users:
-                await core.dispatcher.wait_idle(user_id)
+            try:
+                for user_id in users:
+                    await core.dispatcher.wait_idle(user_id)
+            except (StoreError, DeadlineExceeded) as exc:
+                log.warning("cannot tell what is under way", error=str(exc))
         await core.scheduler.stop_all()
         await core.links.close_all(1012, "restarting")
         core.relay.close()
@@ -124,13 +130,13 @@ async def open_host(settings: HostSettings, *, ports: Ports | None = None) -> As
     ports = ports or live_ports()
     deadlines = settings.deadlines
     check_safety(settings)
-    with deadline("store.commit", deadlines.store_commit):
-        await ports.threads.run_sync(prepare_data_dir, settings, limiter="files")
-        key = await ports.threads.run_sync(signing_key, settings, ports.ids, limiter="files")
-    tokens = Tokens(key, ports.wall_clock, settings.vm_token_ttl)
     async with open_sqlite_store(
         settings.data_dir / DATABASE_FILE, ports=ports, deadlines=deadlines
     ) as store:
+        # Inside, where nobody else makes one.
+        with deadline("store.commit", deadlines.store_commit):
+            key = await ports.threads.run_sync(signing_key, settings, ports.ids, limiter="files")
+        tokens = Tokens(key, ports.wall_clock, settings.vm_token_ttl)
         await _prepare(store, settings)
         metrics = Metrics()
         relay = Relay(store, ports, deadlines)
@@ -144,7 +150,12 @@ async def open_host(settings: HostSettings, *, ports: Ports | None = None) -> As
             deadlines=deadlines,
         )
         dispatcher = Dispatcher(
-            store=store, relay=relay, links=links, settings=settings, ports=ports, deadlines=deadlines
+            store=store,
+            relay=relay,
+            links=links,
+            settings=settings,
+            ports=ports,
+            deadlines=deadlines,
         )
         scheduler = Scheduler(
             store=store,
@@ -210,7 +221,7 @@ async def _prune(store: Store) -> None:
     while True:
         try:
             await store.prune()
-        except StoreError as exc:
+        except (StoreError, DeadlineExceeded) as exc:
             log.warning("what has expired could not be forgotten", error=str(exc))
         await trio.sleep(PRUNE_INTERVAL)
 

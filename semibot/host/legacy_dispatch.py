@@ -91,7 +91,9 @@ class LegacyDispatch:
         await legacy.begin(session.id, open_run)
         link.intake.put(CommandsDone(command_ids=(command.id,)), 0)
         now = await self._store.get_run(run.id)
-        if now is not None and now.wants_cancel:  # it came while the message was being written
+        # Told to be cancelled before it began, while the message was being written: no
+        # command will come for it.
+        if now is not None and now.wants_cancel and now.receipt is not None:
             legacy.stop(session.id, run.id, "user_cancelled")
 
     async def _mark(self, command: CommandRow, link: VmLink) -> None:

@@ -407,7 +407,8 @@ class Links:
         """Lose VMs that had a link once and have none for ``vm.lost_after``."""
         started_at = trio.current_time()
         for vm in await self._active_vms():
-            if vm.epoch > 0 and vm.user_id not in self._links:
+            # Those of mode ``local`` died with the host that had started them, and are lost.
+            if vm.epoch > 0 and vm.mode != "local" and vm.user_id not in self._links:
                 self._down.setdefault(vm.id, (vm.user_id, started_at))
         while True:
             self._down_changed = trio.Event()

@@ -12,7 +12,7 @@ from semibot.errors import ConfigError
 from semibot.ports import IdSource
 from semibot.secret import Secret
 from semibot.security.tokens import check_secret
-from semibot.workspace.files import open_regular
+from semibot.workspace.files import open_regular, write_atomically
 
 KEY_FILE: Final = "host.key"
 """Name of the file in the data directory that holds a key made here."""
@@ -51,26 +51,11 @@ def check_safety(settings: HostSettings) -> None:
     check_secret(settings.jwt_secret)
 
 
-def prepare_data_dir(settings: HostSettings) -> None:
-    """Make the data directory, for its owner only; blocking.
-
-    Raises:
-        ConfigError: If it cannot be made or written.
-    """
-    path = settings.data_dir
-    try:
-        path.mkdir(mode=0o700, parents=True, exist_ok=True)
-    except OSError as exc:
-        raise ConfigError(f"cannot make the data directory {path}: {exc.strerror}") from exc
-    if not path.is_dir() or not os.access(path, os.W_OK | os.X_OK):
-        raise ConfigError(f"cannot write the data directory {path}; use another --data-dir")
-
-
 def signing_key(settings: HostSettings, ids: IdSource) -> Secret:
-    """Return the key of all tokens: the configured one, else one that is made once.
+    """Return the key of all tokens: the configured one, else one that is made once; blocking.
 
     Args:
-        settings: Of the host; its data directory exists.
+        settings: Of the host, who has its data directory.
         ids: Where the 256 random bits come from.
 
     Raises:
@@ -90,19 +75,14 @@ def _read_key(path: Path) -> Secret | None:
         descriptor = open_regular(path, os.O_RDONLY)
     except FileNotFoundError:
         return None
-    with os.fdopen(descriptor, encoding="ascii", errors="replace") as file:
+    with os.fdopen(descriptor, "rb") as file:
         if os.fstat(file.fileno()).st_mode & 0o077:
-            raise ConfigError(f"{path} may be read by others: chmod 600 it, or delete it")
-        key = Secret(file.read(1024).strip())
-    check_secret(key)
-    return key
+            raise ConfigError(f"{path} may be read by others: delete it, and a new one is made")
+        key = Secret(file.read(1024).decode("ascii", "replace").strip())
+    return check_secret(key, str(path))
 
 
 def _make_key(path: Path, ids: IdSource) -> Secret:
     key = Secret(ids.new_id() + ids.new_id())
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
-    with os.fdopen(descriptor, "w", encoding="ascii") as file:
-        file.write(key.reveal() + "\n")
-        file.flush()
-        os.fsync(file.fileno())
+    write_atomically(path, key.reveal().encode() + b"\n")
     return key

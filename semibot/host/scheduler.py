@@ -84,6 +84,7 @@ class Scheduler:
         self._attempts: dict[str, Attempt] = {}
         self._turns: dict[str, trio.Lock] = {}
         self._wanted: list[Attempt] = []
+        self._tried_at: dict[str, float] = {}
         self._work = trio.lowlevel.ParkingLot()
         self._changed = trio.lowlevel.ParkingLot()
         self._url = ""
@@ -256,10 +257,21 @@ class Scheduler:
             return 0
         if vm.user_id in self._attempts:
             return 0
-        since = self._now_ms() - vm.last_bootstrap_at
-        if since < 0:  # the wall clock was set back: better one attempt too early
-            return 0
+        tried_at = self._tried_at.get(vm.user_id)
+        if tried_at is not None:  # here, so that nobody can set the clock
+            since = int((trio.current_time() - tried_at) * 1000)
+        else:
+            since = self._now_ms() - vm.last_bootstrap_at
+            if since < 0:  # the wall clock was set back: better one attempt too early
+                return 0
         return max(0, self._settings.vm_bootstrap_cooldown_ms - since)
+
+    def _note_try(self, user_id: str) -> None:
+        """Remember when a user's VM was tried, for as long as that matters."""
+        now = trio.current_time()
+        oldest = now - self._settings.vm_bootstrap_cooldown_ms / 1000
+        self._tried_at = {who: at for who, at in self._tried_at.items() if at > oldest}
+        self._tried_at[user_id] = now
 
     def _not_ready(self, vm: VmRow | None) -> PlaneNotReady:
         if vm is None:
@@ -284,19 +296,20 @@ class Scheduler:
 
     async def serve(self) -> None:
         """Run the attempts until cancelled; then stop the VMs that were started here."""
-        try:
-            async with trio.open_nursery() as nursery:
-                nursery.start_soon(self._start_all_waiting)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._start_all_waiting)
+            try:
                 while True:
-                    while self._wanted:
-                        nursery.start_soon(self._run, self._wanted.pop(0))
+                    self._start_wanted(nursery)
                     # Unbounded on purpose: the next attempt comes when somebody needs a VM.
                     await self._work.park()
-        finally:
-            self._is_stopping = True
-            for attempt in self._wanted:
-                self._forget(attempt)
-            self._wanted.clear()
+            finally:
+                self._is_stopping = True
+                self._start_wanted(nursery)  # which cancels them, so that they end in order
+
+    def _start_wanted(self, nursery: trio.Nursery) -> None:
+        while self._wanted:
+            nursery.start_soon(self._run, self._wanted.pop(0))
 
     def own_users(self) -> tuple[str, ...]:
         """Return the users whose VMs were started here and have not ended."""
@@ -352,6 +365,7 @@ class Scheduler:
         attempt.vm = vm = await self._store.begin_attempt(
             vm.id, hash_secret(ticket.reveal()), self._now_ms() + int(ready * 1000)
         )
+        self._note_try(vm.user_id)
         if is_local:
             await self._ports.threads.run_sync(
                 prepare_directories, settings, vm.user_id, limiter="files"

@@ -38,6 +38,9 @@ log: Final = get_logger(__name__)
 MAX_CONNECTIONS: Final = 8192
 """How many connections are served at once; more wait in the kernel's queue."""
 
+LAST_WORDS: Final = 1.0
+"""What answers under way may take to end when the server ends, in seconds."""
+
 SEND_PIECE: Final = 16 * 1024
 """Bytes that a peer has to accept within ``http.stall_timeout``."""
 
@@ -177,6 +180,7 @@ class Server:
         self._deadlines = deadlines
         self._context = WorkerContext(None)
         self._streams: set[BoundedStream] = set()
+        self._has_ended = trio.lowlevel.ParkingLot()
 
     @property
     def port(self) -> int:
@@ -226,6 +230,7 @@ class Server:
             log.warning("a connection failed", error=repr(exc))
         finally:
             self._streams.discard(bounded)
+            self._has_ended.unpark_all()
             slots.release_on_behalf_of(token)
             await bounded.abort()
 
@@ -244,6 +249,11 @@ class Server:
         """Take no more connections, and end those that are idle."""
         await self._listener.aclose()
         await self._context.terminated.set()
+
+    async def wait_quiet(self) -> None:
+        """Wait until no connection is open."""
+        while self._streams:
+            await self._has_ended.park()
 
     async def abort_all(self) -> None:
         """End every connection now."""
@@ -267,8 +277,9 @@ async def open_server(
 ) -> AsyncGenerator[Server]:
     """Listen on an address and serve *app* there while the block lasts.
 
-    On exit no connection is taken any more and all are ended; exit waits at most
-    ``channel.close`` for their handlers.
+    On exit no connection is taken any more. Answers under way, such as event streams that
+    were told to end, have a second to do so; then all connections are ended, and exit waits
+    at most ``channel.close`` in all.
 
     Args:
         app: The ASGI app.
@@ -292,6 +303,8 @@ async def open_server(
             finally:
                 with grace("channel.close", deadlines.channel_close):
                     await server.stop_listening()
+                    with trio.move_on_after(LAST_WORDS):
+                        await server.wait_quiet()
                     await server.abort_all()
     finally:
         with grace("channel.close", deadlines.channel_close):

@@ -50,6 +50,9 @@ MAX_FILE_BYTES: Final = 256 * 1024
 MAX_PACKAGE_BYTES: Final = 512 * 1024
 """Most bytes that the files of a package have together; what is beyond is left out."""
 
+MAX_LINE: Final = 1000
+"""Longest name or description in an index, in characters; longer ones are cut."""
+
 CURRENT_VERSION: Final = "current"
 """Version of a skill that does not name one."""
 
@@ -295,6 +298,42 @@ def usable_entries(
             if _is_usable(str(entry.get("id")), binaries, env_vars, environment, which):
                 usable.append(entry)
     return tuple(usable)
+
+
+def read_index(index: JsonValue) -> tuple[Skill, ...]:
+    """Return the skills that a ``skill_index`` names, without their files.
+
+    An entry is passed over if its ``id`` is none, or stood there before; of the rest,
+    what cannot be read counts as not given.
+
+    Args:
+        index: The index as it came; anything but an array has no entries. Of a longer one
+            the first :data:`MAX_SKILLS` entries are read.
+    """
+    if isinstance(index, str) or not isinstance(index, Sequence):
+        return ()
+    found: dict[str, Skill] = {}
+    for entry in index[:MAX_SKILLS]:
+        skill_id = entry.get("id") if isinstance(entry, Mapping) else None
+        if not isinstance(entry, Mapping) or not isinstance(skill_id, str):
+            continue
+        if _ID.fullmatch(skill_id) and skill_id not in found:
+            binaries, env_vars = _requirements(entry)
+            found[skill_id] = Skill(
+                id=skill_id,
+                name=_line(entry.get("name")) or skill_id,
+                description=_line(entry.get("description")),
+                directory=None,
+                binaries=binaries,
+                env_vars=env_vars,
+                version=_line(entry.get("version")) or CURRENT_VERSION,
+            )
+    return tuple(found.values())
+
+
+def _line(value: JsonValue) -> str:
+    """Return a text as one line of a bearable length."""
+    return " ".join(value.split())[:MAX_LINE] if isinstance(value, str) else ""
 
 
 def _is_usable(

@@ -14,6 +14,7 @@ import trio
 
 from semibot.cli.interrupts import Interrupts, open_interrupts
 from semibot.cli.keyboard import Keyboard
+from semibot.cli.local import LocalPartner
 from semibot.cli.logs import configure_logs
 from semibot.cli.runtimes import Runtime
 from semibot.cli.screen import GOOD, PLAIN, Screen
@@ -49,7 +50,9 @@ class Scene:
             runtime="graph", model=None, workspace=session.workspace, session_id=None,
             grants=(), is_json=False, is_verbose=False, message=None,
         )  # fmt: skip
-        return Dialogue(options, session, self.screen, self.keyboard, interrupts)
+        runtime = Runtime(adapter=adapter_from(answer), model="pen", payload={})
+        partner = LocalPartner(options, runtime, session)
+        return Dialogue(options, partner, self.screen, self.keyboard, interrupts)
 
     async def see(self, text: str) -> str:
         """Wait until *text* is shown."""
@@ -117,8 +120,7 @@ async def test_a_dialogue_goes_on_until_the_user_leaves(scene: Scene) -> None:
                 scene.type("\x04")
 
             nursery.start_soon(person)
-            runtime = Runtime(adapter=adapter_from(answer), model="pen", payload={})
-            assert await scene.dialogue(session, interrupts).ask_on(runtime) == 0
+            assert await scene.dialogue(session, interrupts).ask_on() == 0
 
 
 async def test_what_is_logged_never_lands_in_a_line_that_is_open(
@@ -179,8 +181,7 @@ async def test_leaving_with_ctrl_c_ends_the_prompts_line(scene: Scene) -> None:
                 assert await scene.see("\n") == "\n"
 
             nursery.start_soon(person)
-            runtime = Runtime(adapter=adapter_from(answer), model="pen", payload={})
-            await scene.dialogue(session, interrupts).ask_on(runtime)
+            await scene.dialogue(session, interrupts).ask_on()
     assert interrupts.exit_code == 130
 
 
@@ -190,8 +191,7 @@ async def test_a_command_that_leaves_leaves(scene: Scene) -> None:
         open_interrupts() as interrupts,
         open_session(adapter_from(answer)) as session,
     ):
-        runtime = Runtime(adapter=adapter_from(answer), model="pen", payload={})
-        assert await scene.dialogue(session, interrupts).ask_on(runtime) == 0
+        assert await scene.dialogue(session, interrupts).ask_on() == 0
     assert interrupts.exit_code is None
 
 

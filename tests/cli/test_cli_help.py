@@ -16,7 +16,11 @@ HEAVY = {"attr", "attrs", "cattrs", "openai", "rich", "structlog", "trio"}
 
 @pytest.mark.parametrize(
     "arguments",
-    [["--help"], ["chat", "--help"], ["doctor", "--help"], ["version"], ["--version"]],
+    [
+        *(["--help"], ["chat", "--help"], ["doctor", "--help"], ["version"], ["--version"]),
+        *(["serve", "--help"], ["vm", "--help"], ["admin", "--help"]),
+        ["admin", "vm-token", "--help"],
+    ],
 )
 def test_help_and_version_import_nothing_heavy(arguments: list[str]) -> None:
     done = subprocess.run(
@@ -47,7 +51,7 @@ def test_help_is_there_within_three_tenths_of_a_second(arguments: list[str]) -> 
 def test_help_lists_every_command(capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["--help"]) == 0
     out = capsys.readouterr().out
-    assert all(name in out for name in ("chat", "doctor", "version"))
+    assert all(name in out for name in ("serve", "chat", "vm", "admin", "doctor", "version"))
 
 
 def test_version_says_what_runs_here_in_one_line(capsys: pytest.CaptureFixture[str]) -> None:
@@ -80,7 +84,7 @@ def test_an_unknown_command_is_a_usage_error(capsys: pytest.CaptureFixture[str])
 def test_main_ends_the_process_with_the_exit_code(monkeypatch: pytest.MonkeyPatch) -> None:
     from semibot.cli import main
 
-    monkeypatch.setattr(sys, "argv", ["semibot", "chat"])
+    monkeypatch.setattr(sys, "argv", ["semibot", "chta"])
     with pytest.raises(SystemExit) as caught:
         main()
     assert caught.value.code == 2

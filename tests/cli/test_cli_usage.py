@@ -14,7 +14,10 @@ from semibot.wire.events import ExecutionComplete, decode_event
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["chat", "hello"], "chat --local"),
+        (["chat", "--local", "--url", "http://h", "hello"], "which?"),
+        (["chat", "--model", "m", "hello"], "need --local"),
+        (["chat", "--url", "ftp://h", "hello"], "no address of a host"),
+        (["chat", "--url", "http://", "hello"], "no address of a host"),
         (["chat", "--local", "--runtime", "magic", "hello"], "'semigraph', 'openclaw'"),
         (["chat", "--local", "--colour", "hello"], "--colour"),
         (["chat", "--local", "two", "messages"], "messages"),

@@ -56,7 +56,7 @@ async def test_a_message_goes_to_the_vm_and_its_events_come_back(
         run = await plane.store.get_run("r1")
         assert run.outcome == "completed"
         acks = [frame for frame in vm.heard if frame["type"] == "ack"]
-        assert acks[-1]["sessions"]["s1"] == 3 or acks[0]["sessions"]["s1"] == 3
+        assert max(frame["sessions"].get("s1", 0) for frame in acks) == 3
         assert "c-r1" in [each for frame in acks for each in frame["ids"]]
 
 

@@ -45,6 +45,8 @@ class Follower:
     """Of an answer that is no stream."""
     ended_at: float | None = None
     """When the host ended the newest stream in order."""
+    is_over: bool = False
+    """Whether the newest stream has ended, in whatever way."""
     scope: trio.CancelScope = attrs.field(factory=trio.CancelScope)
     _news: trio.Event = attrs.field(factory=trio.Event)
 
@@ -82,7 +84,8 @@ class Follower:
     async def _run(
         self, port: int, method: str, path: str, body: object, headers: dict[str, str]
     ) -> None:
-        self.ended_at = None
+        self.ended_at, self.is_over = None, False
+        self.scope = trio.CancelScope()
         try:
             with self.scope:
                 async with open_exchange(port, method, path, body, headers) as exchange:
@@ -91,6 +94,7 @@ class Follower:
         except BROKEN:
             pass
         finally:
+            self.is_over = True
             self._tell()
 
     async def _read(self, exchange: Exchange) -> None:

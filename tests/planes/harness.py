@@ -27,6 +27,9 @@ from semibot.testing.model_answers import Answer as ModelAnswer
 from semibot.testing.model_answers import Hang, Text, call_tools, say
 from semibot.testing.model_server import ModelServer, RecordedRequest, open_model_server
 
+SERVE = ("-m", "semibot", "serve")
+QUICK_HOST = Path(__file__).parent / "programs" / "quick_host.py"
+
 PATIENCE = 40.0
 """What anything may take on a machine that is busy, in seconds; never waited for in vain."""
 
@@ -117,6 +120,7 @@ class Plane:
     process: trio.Process
     url: str
     variables: Mapping[str, str]
+    command: tuple[str, ...]
 
     @property
     def port(self) -> int:
@@ -187,7 +191,9 @@ class Plane:
     async def restart(self) -> None:
         """Start the host again after its end, on the same port and the same data."""
         await self.process.wait()
-        self.process, self.url = await _start(self.directory, self.port, self.variables)
+        self.process, self.url = await _start(
+            self.directory, self.port, self.variables, self.command
+        )
 
 
 @asynccontextmanager
@@ -195,10 +201,18 @@ async def open_plane(
     directory: Path,
     choose: Callable[[RecordedRequest], ModelAnswer] = obedient_model,
     *,
-    command: tuple[str, ...] = ("-m", "semibot", "serve"),
+    deadlines: Mapping[str, float] | None = None,
     **variables: str,
 ) -> AsyncGenerator[Plane]:
-    """Run a host; afterwards nothing of it is left."""
+    """Run a host; afterwards nothing of it is left.
+
+    Args:
+        directory: Is made, for this plane alone.
+        choose: What the model says.
+        deadlines: Bounds of the host that are not the usual ones.
+        **variables: More for its environment.
+    """
+    command = SERVE if deadlines is None else (str(QUICK_HOST),)
     (directory / "work").mkdir(parents=True)
     (directory / "tmp").mkdir()
     try:
@@ -211,10 +225,18 @@ async def open_plane(
                 "OPENAI_API_KEY": "sk-test",
                 "OPENAI_BASE_URL": model.base_url,
                 "SEMIBOT_ALLOW": "run",
+                "QUICK_DEADLINES": json.dumps(deadlines or {}),
                 **variables,
             }
             process, url = await _start(directory, 0, given, command)
-            yield Plane(directory, model, process, url, given)
+            plane = Plane(directory, model, process, url, given, command)
+            try:
+                yield plane
+            except BaseException as exc:
+                exc.add_note(plane.log[-6000:])
+                with suppress(OSError):
+                    exc.add_note((directory / "vm.log").read_text()[-6000:])
+                raise
     finally:
         await end_all(str(directory))
 
@@ -223,7 +245,7 @@ async def _start(
     directory: Path,
     port: int,
     variables: Mapping[str, str],
-    command: tuple[str, ...] = ("-m", "semibot", "serve"),
+    command: tuple[str, ...],
 ) -> tuple[trio.Process, str]:
     arguments = ("--port", str(port), "--data-dir", str(directory / "data"))
     with (directory / "host.log").open("ab") as log:
@@ -278,6 +300,8 @@ async def open_external_vm(plane: Plane) -> AsyncGenerator[trio.Process]:
             start_new_session=True,
         )
     try:
+        log_path = plane.directory / "vm.log"
+        assert await seconds_until(lambda: "link is up" in log_path.read_text()) is not None
         await wait_vm(plane, mode="external")
         yield process
     finally:

@@ -8,17 +8,19 @@ from typing import TypeAlias, final
 
 import attrs
 
-from semibot.errors import SemibotError, ToolError
+from semibot.errors import SemibotError
 from semibot.models import Model, ModelFactory, resolve_model
 from semibot.session import ActiveRun, Adapter, AdapterContext
-from semibot.tools import Gate, Grant, Policy, Tool, tool
+from semibot.tools import Gate, Grant, Policy, Tool
 from semibot.tools.builtin import builtin_tools
+from semibot.wire.chat import ToolSpec
 from semibot.wire.codec import JsonObject
-from semibot.workspace.skills import Skill, read_skill_file
 
 from .acting import Actor
 from .loop import GraphRun
+from .memory import SEARCH_MEMORY, MemorySearch
 from .settings import DEFAULT_PROMPT, AgentConfig
+from .skills import USE_SKILL, Skills
 
 ResolveModel: TypeAlias = Callable[[str | ModelFactory | None], ModelFactory]
 """Turns the name of a model into a factory; see :func:`semibot.models.resolve_model`."""
@@ -31,7 +33,9 @@ class GraphAgent:
 
     Registering a tool of your own is the permission to run it. Of the built-in tools
     ``read_file``, ``list_directory`` and ``search_text`` work inside the workspace;
-    ``write_file`` and ``run_command`` need a grant.
+    ``write_file`` and ``run_command`` need a grant. ``search_memory`` asks the control
+    plane, and ``use_skill`` reads the skills of the workspace and of the host. A tool of
+    your own with one of these two names takes its place.
     """
 
     model: str | ModelFactory | None = None
@@ -63,9 +67,15 @@ class GraphAgent:
 async def _open_graph(agent: GraphAgent, context: AdapterContext) -> AsyncGenerator[Adapter]:
     config = AgentConfig(system_prompt=agent.system_prompt).changed_by(context.payload)
     factory = agent.resolve(agent.model if config.model is None else config.model)
-    tools = (*agent.tools, *(builtin_tools() if agent.has_builtin_tools else ()))
-    if context.skills:
-        tools = (*tools, _skill_tool(context.skills))
+    skills, memory = Skills(context), MemorySearch(context)
+    await skills.offer(context.payload)
+    offered = (skills.tool(), memory.tool()) if agent.has_builtin_tools else (skills.tool(),)
+    own = {tool.name for tool in agent.tools}
+    tools = (
+        *agent.tools,
+        *(builtin_tools() if agent.has_builtin_tools else ()),
+        *(tool for tool in offered if tool.name not in own),
+    )
     gate = Gate(
         tools=tools,
         policy=Policy(agent.grants),
@@ -77,7 +87,7 @@ async def _open_graph(agent: GraphAgent, context: AdapterContext) -> AsyncGenera
         keep_result=context.keep_result,
     )
     async with factory(context.ports, context.deadlines) as model:
-        yield GraphAdapter(agent, context, gate, config, model)
+        yield GraphAdapter(agent, context, gate, config, model, skills, memory)
 
 
 @final
@@ -91,6 +101,8 @@ class GraphAdapter(Adapter):
         gate: Gate,
         config: AgentConfig,
         model: Model,
+        skills: Skills,
+        memory: MemorySearch,
     ) -> None:
         self._agent = agent
         self._context = context
@@ -98,6 +110,8 @@ class GraphAdapter(Adapter):
         self._config = config
         self._model = model
         self._opened_with = config.model
+        self._skills = skills
+        self._memory = memory
 
     async def handle(self, run: ActiveRun) -> None:
         """Drive one run."""
@@ -112,9 +126,14 @@ class GraphAdapter(Adapter):
             await run.fail(exc)
 
     async def update_config(self, patch: JsonObject) -> None:
-        """Change model, prompt or sampling: ``{"agent_config": {...}}``."""
+        """Change model, prompt or sampling, or which skills the host offers.
+
+        Args:
+            patch: ``{"agent_config": {...}, "skill_index": [...]}``; either may be missing.
+        """
         config = self._config.changed_by(patch)
         self._agent.resolve(config.model)
+        await self._skills.offer(patch)
         self._config = config
 
     async def _respond(self, run: ActiveRun, model: Model) -> None:
@@ -124,14 +143,14 @@ class GraphAdapter(Adapter):
             gate=self._gate,
             deadlines=context.deadlines,
             max_parallel=self._agent.max_parallel,
-            skill_names={skill.id: skill.name for skill in context.skills},
+            skill_names=self._skills.names,
             workspace=context.workspace,
         )
         await GraphRun(
             run=run,
             model=model,
             actor=actor,
-            tools=self._gate.specs(),
+            tools=self._specs(),
             config=self._config,
             system_prompt=self._system_prompt(),
             ports=context.ports,
@@ -143,29 +162,13 @@ class GraphAdapter(Adapter):
         lines = [self._config.system_prompt or DEFAULT_PROMPT]
         today = self._context.ports.wall_clock.now().date().isoformat()
         lines.append(f"Today is {today} (UTC).")
-        if self._context.skills:
-            lines.append("Skills, to be read with use_skill before you rely on them:")
-            lines += [
-                f"- {skill.id}: {skill.name}. {skill.description}" for skill in self._context.skills
-            ]
+        lines += self._skills.describe()
         return "\n".join(lines)
 
-
-def _skill_tool(skills: tuple[Skill, ...]) -> Tool:
-    """Return the tool that reads a skill's instructions and what lies beside them."""
-    by_id = {skill.id: skill for skill in skills}
-
-    @tool(name="use_skill", kind="skill", is_parallel_safe=True)
-    def use_skill(skill_id: str, file: str = "SKILL.md") -> str:
-        """Read the instructions of a skill, or another file that they name.
-
-        Args:
-            skill_id: Identifier from the list of skills.
-            file: Path below the skill's directory.
-        """
-        skill = by_id.get(skill_id)
-        if skill is None:
-            raise ToolError(f"there is no skill {skill_id!r}; there are: {', '.join(by_id)}")
-        return read_skill_file(skill, file)
-
-    return use_skill
+    def _specs(self) -> tuple[ToolSpec, ...]:
+        """Return what the model may call; what could only fail is not among it."""
+        own = {tool.name for tool in self._agent.tools}
+        idle = {USE_SKILL} if not self._skills else set[str]()
+        if not self._memory.is_supported:
+            idle.add(SEARCH_MEMORY)
+        return tuple(spec for spec in self._gate.specs() if spec.name not in idle - own)

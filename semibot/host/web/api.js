@@ -11,6 +11,7 @@ export class HostError extends Error {
 }
 
 const TOKEN = "semibot-token";
+const SIGN_IN_ATTEMPTS = 5;
 let askForToken = async () => null;
 
 /** Say how to ask the user for an access token. */
@@ -32,8 +33,10 @@ async function send(method, path, { body, headers = {}, signal } = {}) {
       },
       body: body === undefined ? undefined : JSON.stringify(body),
     });
-    if (response.status !== 401 || attempt >= 3) return response;
-    const given = await askForToken(attempt > 0);
+    if (response.status !== 401 || attempt >= SIGN_IN_ATTEMPTS) return response;
+    // Several requests are refused at once, and one answer of the user is for all of them.
+    if (sessionStorage.getItem(TOKEN) !== token) continue;
+    const given = await askForToken(Boolean(token));
     if (!given) return response;
     sessionStorage.setItem(TOKEN, given);
   }
@@ -45,25 +48,21 @@ async function data(response) {
   return answer.data;
 }
 
-const path = (id) => encodeURIComponent(id);
+const session = (id) => `/api/v1/sessions/${encodeURIComponent(id)}`;
+const chat = (id) => `/api/v1/chat/sessions/${encodeURIComponent(id)}`;
+const page = (cursor) => `?limit=50${cursor ? `&cursor=${encodeURIComponent(cursor)}` : ""}`;
 
 export const api = {
-  info: async () => data(await send("GET", "/api/v1/info")),
-  vmStatus: async () => data(await send("GET", "/api/v1/vm/status")),
-  sessions: async (cursor) =>
-    data(await send("GET", `/api/v1/sessions?limit=50${cursor ? `&cursor=${path(cursor)}` : ""}`)),
-  messages: async (id, cursor) =>
-    data(await send("GET", `/api/v1/sessions/${path(id)}/messages?limit=50${cursor ? `&cursor=${path(cursor)}` : ""}`)),
-  remove: async (id) => data(await send("DELETE", `/api/v1/sessions/${path(id)}`)),
-  cancel: async (id, runId) =>
-    data(await send("POST", `/api/v1/chat/sessions/${path(id)}/cancel`, { body: runId ? { run_id: runId } : {} })),
+  sessions: async (cursor) => data(await send("GET", `/api/v1/sessions${page(cursor)}`)),
+  session: async (id) => data(await send("GET", session(id))),
+  messages: async (id, cursor, signal) =>
+    data(await send("GET", `${session(id)}/messages${page(cursor)}`, { signal })),
+  remove: async (id) => data(await send("DELETE", session(id))),
+  cancel: async (id, runId) => data(await send("POST", `${chat(id)}/cancel`, { body: { run_id: runId } })),
 
-  /** Open the stream of a session, after `lastId` if there is one. */
+  /** Open the stream of a session, after `lastId`. */
   stream: (id, lastId, signal) =>
-    send("GET", `/api/v1/sessions/${path(id)}/stream`, {
-      signal,
-      headers: lastId ? { "Last-Event-ID": lastId } : {},
-    }),
+    send("GET", `${session(id)}/stream`, { signal, headers: { "Last-Event-ID": lastId } }),
 
   /**
    * Send a message, and return {sessionId, runId} once it is stored. The answer is read from
@@ -71,17 +70,13 @@ export const api = {
    */
   say: async (id, message, key) => {
     const letGo = new AbortController();
-    const response = await send("POST", id ? `/api/v1/chat/sessions/${path(id)}` : "/api/v1/chat/start", {
+    const response = await send("POST", id ? chat(id) : "/api/v1/chat/start", {
       body: { message, on_disconnect: "continue" },
       headers: { "Idempotency-Key": key },
       signal: letGo.signal,
     });
     if (!response.ok) await data(response);
-    const stored = {
-      sessionId: response.headers.get("X-Session-ID"),
-      runId: response.headers.get("X-Run-ID"),
-    };
     letGo.abort();
-    return stored;
+    return { sessionId: response.headers.get("X-Session-ID"), runId: response.headers.get("X-Run-ID") };
   },
 };

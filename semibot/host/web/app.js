@@ -1,351 +1,189 @@
-// The page: one conversation at a time, followed through its event stream.
+// The page: which conversation is shown, what is typed, and what the buttons do.
 
-import { api, HostError, onSignIn } from "./api.js";
-import { follow } from "./events.js";
-import { Answer, describeReceipt, make, renderText } from "./view.js";
+import { api, onSignIn } from "./api.js";
+import { Conversation } from "./conversation.js";
+import { Conversations } from "./conversations.js";
+import { askForToken, askToDelete } from "./dialogs.js";
+import { Follower } from "./scrolling.js";
+import { explain } from "./words.js";
 
 const $ = (id) => document.getElementById(id);
-const turns = $("turns"), scroll = $("scroll"), box = $("message");
+const box = $("message");
 
-/** What is shown. `answers` and `seen` make repeats harmless; `epoch` tells views apart. */
-const view = {
-  sessionId: null,
-  following: null,
-  seen: new Set(),
-  answers: new Map(),
-  current: null,
-  earlier: null,
-  stopping: null,
+const follower = new Follower($("scroll"), $("log"), $("to-end"));
+const conversations = new Conversations($("conversations"), $("more-conversations"), showTitle);
+
+let shown = null; // the conversation, or null for a new one
+let sending = null; // {id, text, key}: kept after a failure, so that a repeat is the same request
+let isSending = false;
+
+// --- what is shown --------------------------------------------------------------------------
+
+function open(id) {
+  shown?.leave();
+  $("turns").replaceChildren();
+  shown = id ? new Conversation(id, $("turns"), hooks) : null;
+  document.body.dataset.link = "idle";
+  $("link").textContent = "";
+  showNotice("");
+  showMenu(false);
+  conversations.mark(id);
+  showTitle();
+  showControls();
+  follower.toEnd();
+  shown?.open();
+}
+
+const hooks = {
+  onChange: () => showControls(),
+  onLink: (state) => showLink(state),
+  onSay: (text) => say(text),
+  onSpeak: (text) => ($("spoken").textContent = text),
+  onRun: () => conversations.refresh(),
 };
 
-// --- small things -------------------------------------------------------------------------
+const LINKS = {
+  connecting: "Connecting…",
+  up: "Connected",
+  down: "Reconnecting…",
+  again: "Reconnecting…",
+  gone: "Deleted",
+  refused: "Signed out",
+};
 
-function showNotice(text) {
-  $("notice").textContent = text;
-  $("notice").hidden = !text;
-}
-
-function explain(error) {
-  if (error instanceof HostError) {
-    const wait = error.details.retryAfterMs ? ` Try again in ${Math.ceil(error.details.retryAfterMs / 1000)} s.` : "";
-    if (error.code === "EXECUTION_PLANE_NOT_READY") {
-      const why = error.details.lastError ? ` It said: ${error.details.lastError}` : "";
-      return `The execution plane is ${error.details.status}.${why}${wait} Nothing was sent.`;
-    }
-    return `${error.message}.${wait}`.replace("..", ".");
+function showLink(state) {
+  const wasDown = document.body.dataset.link === "down";
+  document.body.dataset.link = state === "again" ? "down" : state;
+  if ($("link").textContent !== LINKS[state]) $("link").textContent = LINKS[state];
+  if (state === "up" && wasDown) conversations.refresh();
+  if (state === "gone") {
+    showNotice("This conversation does not exist any more.");
+    conversations.refresh();
   }
-  return "The host cannot be reached. Is it running?";
-}
-
-const nearEnd = () => scroll.scrollHeight - scroll.scrollTop - scroll.clientHeight < 120;
-
-/** Change the log, and stay at its end if that is where the reader is. */
-function change(work) {
-  const stays = nearEnd();
-  const result = work();
-  if (stays) requestAnimationFrame(() => scroll.scrollTo({ top: scroll.scrollHeight }));
-  return result;
-}
-
-function showLink(state, problem, seconds) {
-  document.body.dataset.link = state === "up" ? "up" : view.sessionId ? "down" : "idle";
-  const words = { up: "Connected", connecting: "Connecting…", gone: "Deleted" };
-  $("link").textContent = words[state] || `Reconnecting in ${Math.ceil(seconds)} s: ${problem}`;
+  if (state === "refused") showNotice("The host asks who you are. Reload the page to sign in.");
+  showControls();
 }
 
 function showControls() {
-  const run = view.current;
-  $("stop").hidden = !run;
-  $("stop").disabled = Boolean(view.stopping);
-  $("stop").textContent = view.stopping ? "Stopping…" : "Stop";
-  $("delete").hidden = !view.sessionId;
-  $("welcome").hidden = turns.childElementCount > 0;
-  scroll.setAttribute("aria-busy", String(Boolean(run)));
+  const isGone = document.body.dataset.link === "gone";
+  const isStopping = Boolean(shown?.stopping);
+  $("stop").hidden = !shown?.current && !isStopping;
+  // Not disabled: a button that is would lose the focus of whoever pressed it by keyboard.
+  $("stop").setAttribute("aria-disabled", String(isStopping));
+  $("stop").textContent = isStopping ? "Stopping…" : "Stop";
+  $("send").disabled = isSending || isGone;
+  $("send").textContent = isSending ? "Sending…" : "Send";
+  box.disabled = isGone;
+  $("delete").hidden = !shown || isGone;
+  $("earlier").hidden = !shown?.earlier;
+  $("welcome").hidden = Boolean(shown);
 }
 
-// --- the conversation ---------------------------------------------------------------------
-
-function showQuestion(messageId, text, before = null) {
-  if (view.seen.has(messageId)) return;
-  view.seen.add(messageId);
-  turns.insertBefore(make("li", { class: "turn", "data-role": "user", "data-message-id": messageId }, text), before);
+function showTitle() {
+  const title = shown ? conversations.titleOf(shown.id) || shown.title || "Conversation" : "New conversation";
+  $("title").textContent = title;
+  document.title = shown ? `${title} · semibot` : "semibot";
 }
 
-function showStored(message, before = null) {
-  if (message.role === "user") return showQuestion(message.id, message.content, before);
-  if (view.seen.has(message.id)) return undefined;
-  view.seen.add(message.id);
-  const answer = new Answer(message.run_id);
-  const text = make("div", { class: "text" });
-  renderText(text, message.content);
-  if (message.content) answer.element.append(text);
-  const { outcome, error } = message.metadata || {};
-  answer.close(outcome || "completed");
-  if (outcome === "cancelled") answer.line("Stopped.");
-  else if (outcome && outcome !== "completed") {
-    answer.line(error?.message || error?.error || `This answer was ${outcome}.`, { isBad: true });
+function showNotice(text) {
+  $("notice-text").textContent = text;
+  $("notice").hidden = !text;
+}
+
+function showMenu(isOpen) {
+  $("side").classList.toggle("open", isOpen);
+  $("shade").hidden = !isOpen;
+  $("menu").setAttribute("aria-expanded", String(isOpen));
+  $("main").inert = isOpen; // behind the list, for the keyboard too
+}
+
+/** Do what a button says; what goes wrong is said in words. */
+const attempt = (work) => async () => {
+  try {
+    await work();
+  } catch (error) {
+    if (error.name !== "AbortError") showNotice(explain(error));
   }
-  turns.insertBefore(answer.element, before);
-  return undefined;
-}
+};
 
-function answerOf(runId) {
-  let answer = view.answers.get(runId);
-  if (!answer) {
-    answer = new Answer(runId);
-    view.answers.set(runId, answer);
-    turns.append(answer.element);
-  }
-  return answer;
-}
-
-/** Begin anew from what the host knows: the first thing on a stream, and after a gap. */
-function resync(event) {
-  turns.replaceChildren();
-  view.seen.clear();
-  view.answers.clear();
-  view.current = null;
-  for (const message of event.messages) showStored(message);
-  $("earlier").hidden = !event.truncated;
-  view.earlier = null;
-  if (event.run) {
-    const answer = answerOf(event.run.run_id);
-    view.current = answer;
-    answer.say(event.run.text);
-    for (const call of event.run.open_calls || []) answer.callBegan(call.call_id, "Tool", call.tool_name);
-  }
-  scroll.scrollTo({ top: scroll.scrollHeight });
-}
-
-function ended(event) {
-  const answer = answerOf(event.run_id || view.current?.runId);
-  if (event.type === "execution_complete") {
-    if (!answer.whole && (event.final_response || event.partial_response)) {
-      answer.say(event.final_response || event.partial_response);
-    }
-    answer.close(event.cancelled ? "cancelled" : "completed");
-    if (event.cancelled) answer.line("Stopped.");
-    else if (event.termination_reason) answer.line(`Ended early: ${event.termination_reason}.`);
-    $("spoken").textContent = event.cancelled ? "Stopped." : answer.whole;
-  } else {
-    answer.close("failed");
-    const again = event.retryable
-      ? make("button", { type: "button", onclick: () => sayAgain(answer) }, "Send again")
-      : null;
-    answer.line(event.error || event.code, { isBad: true, action: again });
-    $("spoken").textContent = event.error || event.code;
-  }
-  if (view.current === answer) view.current = null;
-  if (view.stopping?.runId === answer.runId && view.stopping.receipt) showReceipt(answer, view.stopping.receipt);
-  if (view.stopping?.runId === answer.runId) view.stopping = null;
-  listConversations();
-}
-
-function onEvent(event) {
-  change(() => {
-    switch (event.type) {
-      case "resync":
-        return resync(event);
-      case "run_started":
-        showQuestion(event.message_id, event.message);
-        view.current = answerOf(event.run_id);
-        return undefined;
-      case "execution_complete":
-      case "execution_error":
-        return ended(event);
-      default:
-        return view.current?.take(event);
-    }
-  });
-  showControls();
-}
-
-function openConversation(sessionId) {
-  view.following?.abort();
-  Object.assign(view, { sessionId, following: null, current: null, earlier: null, stopping: null });
-  view.seen.clear();
-  view.answers.clear();
-  turns.replaceChildren();
-  $("earlier").hidden = true;
-  showNotice("");
-  $("side").classList.remove("open");
-  $("menu").setAttribute("aria-expanded", "false");
-  if (sessionId) {
-    const following = (view.following = new AbortController());
-    follow({
-      open: (lastId, signal) => api.stream(sessionId, lastId, signal),
-      signal: following.signal,
-      onEvent: (event) => following === view.following && onEvent(event),
-      onLink: (...state) => following === view.following && showLink(...state),
-    });
-  }
-  showLink("idle", "", 0);
-  $("link").textContent = "";
-  showControls();
-  markCurrent();
-}
-
-// --- saying and stopping ------------------------------------------------------------------
+// --- saying and stopping --------------------------------------------------------------------
 
 async function say(text) {
-  const key = crypto.randomUUID?.() || `${Date.now()}-${Math.random()}`;
+  if (isSending || !text.trim()) return;
+  const from = shown;
+  const id = from?.id ?? null;
+  if (sending?.id !== id || sending.text !== text) sending = { id, text, key: newKey() };
+  isSending = true;
   showNotice("");
-  $("send").disabled = true;
+  showControls();
   try {
-    const stored = await api.say(view.sessionId, text, key);
+    const { sessionId, runId } = await api.say(id, text, sending.key);
+    sending = null;
     if (box.value === text) box.value = "";
-    if (!view.sessionId) {
-      location.hash = `#/${encodeURIComponent(stored.sessionId)}`;
-    }
-    listConversations();
+    if (shown === from) arrived(sessionId, runId, text);
+    conversations.refresh();
   } catch (error) {
     showNotice(explain(error));
   } finally {
-    $("send").disabled = false;
-    box.focus();
+    isSending = false;
+    showControls();
+    if (document.activeElement === document.body) box.focus();
   }
 }
 
-function sayAgain(answer) {
-  const question = answer.element.previousElementSibling;
-  if (question?.dataset.role === "user") say(question.textContent);
-}
-
-function showReceipt(answer, receipt) {
-  const { text, details } = describeReceipt(receipt);
-  change(() => answer.line(text, { details }));
-}
-
-async function stop() {
-  const answer = view.current;
-  if (!answer || view.stopping) return;
-  view.stopping = { runId: answer.runId, receipt: null };
-  showControls();
-  try {
-    const receipt = await api.cancel(view.sessionId, answer.runId);
-    if (receipt.pending) return;
-    if (answer.isRunning && view.stopping) view.stopping.receipt = receipt;
-    else showReceipt(answer, receipt);
-  } catch (error) {
-    view.stopping = null;
-    showNotice(explain(error));
+/** The message is stored; show where. */
+function arrived(sessionId, runId, text) {
+  follower.toEnd();
+  if (!shown) {
+    history.pushState(null, "", `#/${encodeURIComponent(sessionId)}`);
+    open(sessionId);
+    shown.title = text.trim().split("\n")[0].slice(0, 80);
+    showTitle();
   }
-  showControls();
+  shown.expect(runId, text);
 }
 
-// --- conversations ------------------------------------------------------------------------
-
-let shownConversations = [];
-let nextConversations = null;
-
-async function listConversations(cursor = null) {
-  try {
-    const page = await api.sessions(cursor);
-    shownConversations = cursor ? [...shownConversations, ...page.sessions] : page.sessions;
-    nextConversations = page.next_cursor;
-  } catch (error) {
-    if (error instanceof HostError) showNotice(explain(error));
-    return;
-  }
-  $("conversations").replaceChildren(
-    ...shownConversations.map((session) =>
-      make(
-        "li",
-        {},
-        make(
-          "a",
-          { href: `#/${encodeURIComponent(session.id)}`, "data-session-id": session.id, title: session.title },
-          session.title || "Untitled",
-          make("time", { datetime: session.updated_at }, when(session.updated_at)),
-        ),
-      ),
-    ),
-  );
-  $("more-conversations").hidden = !nextConversations;
-  markCurrent();
+/** A random name for a request; randomUUID exists on https and loopback only. */
+function newKey() {
+  return [...crypto.getRandomValues(new Uint8Array(16))].map((byte) => byte.toString(16).padStart(2, "0")).join("");
 }
 
-function when(iso) {
-  const date = new Date(iso);
-  if (Number.isNaN(date.getTime())) return "";
-  const isToday = date.toDateString() === new Date().toDateString();
-  return isToday
-    ? date.toLocaleTimeString([], { hour: "2-digit", minute: "2-digit" })
-    : date.toLocaleDateString([], { day: "numeric", month: "short", year: "numeric" });
-}
-
-function markCurrent() {
-  let title = "New conversation";
-  for (const link of $("conversations").querySelectorAll("a")) {
-    const isCurrent = link.dataset.sessionId === view.sessionId;
-    if (isCurrent) {
-      link.setAttribute("aria-current", "page");
-      title = link.title || title;
-    } else link.removeAttribute("aria-current");
-  }
-  $("title").textContent = title;
-  document.title = view.sessionId ? `${title} · semibot` : "semibot";
-}
-
-async function showEarlier() {
-  try {
-    if (!view.earlier) {
-      // What is shown came with the stream; page back until something older turns up.
-      view.earlier = { cursor: null };
-    }
-    for (;;) {
-      const page = await api.messages(view.sessionId, view.earlier.cursor);
-      view.earlier.cursor = page.next_cursor;
-      const fresh = page.messages.filter((message) => !view.seen.has(message.id));
-      const first = turns.firstElementChild;
-      for (const message of fresh) showStored(message, first);
-      $("earlier").hidden = !page.next_cursor;
-      if (fresh.length || !page.next_cursor) return;
-    }
-  } catch (error) {
-    showNotice(explain(error));
-  }
-}
-
-async function remove() {
-  const dialog = $("confirm");
-  dialog.returnValue = "no";
-  dialog.showModal();
-  await new Promise((resolve) => dialog.addEventListener("close", resolve, { once: true }));
-  if (dialog.returnValue !== "yes") return;
-  try {
-    await api.remove(view.sessionId);
-    location.hash = "";
-    listConversations();
-  } catch (error) {
-    showNotice(explain(error));
-  }
-}
-
-// --- beginning ----------------------------------------------------------------------------
-
-let asking = null;
-onSignIn((wasWrong) => {
-  asking ??= new Promise((resolve) => {
-    const dialog = $("sign-in");
-    if (wasWrong) $("sign-in-why").textContent = "The host does not accept this token. Paste another one.";
-    $("token").value = "";
-    dialog.addEventListener("close", () => resolve($("token").value.trim() || null), { once: true });
-    dialog.showModal();
-  }).finally(() => {
-    asking = null;
-  });
-  return asking;
+const stop = attempt(async () => {
+  await shown?.stop();
 });
 
+const remove = attempt(async () => {
+  const doomed = shown;
+  if (!doomed || !(await askToDelete())) return;
+  await api.remove(doomed.id);
+  if (shown === doomed) leave();
+  conversations.refresh();
+});
+
+/** Begin a new conversation. */
+function leave() {
+  if (location.hash) history.pushState(null, "", location.pathname);
+  open(null);
+  box.focus();
+}
+
+const showEarlier = attempt(() => follower.keepPlace(() => shown?.showEarlier()));
+
+// --- beginning ------------------------------------------------------------------------------
+
 function readAddress() {
-  const id = decodeURIComponent(location.hash.replace(/^#\/?/, ""));
-  openConversation(id || null);
+  let id = "";
+  try {
+    id = decodeURIComponent(location.hash.replace(/^#\/?/, ""));
+  } catch {
+    // Not an address of ours.
+  }
+  if ((shown?.id ?? "") !== id) open(id || null);
 }
 
 $("composer").addEventListener("submit", (event) => {
   event.preventDefault();
-  if (box.value.trim() && !$("send").disabled) say(box.value);
+  say(box.value);
 });
 box.addEventListener("keydown", (event) => {
   if (event.key === "Enter" && !event.shiftKey && !event.isComposing) {
@@ -354,23 +192,35 @@ box.addEventListener("keydown", (event) => {
   }
 });
 addEventListener("keydown", (event) => {
-  if (event.key === "Escape" && !document.querySelector("dialog[open]")) stop();
+  if (event.key !== "Escape" || event.isComposing || document.querySelector("dialog[open]")) return;
+  if ($("side").classList.contains("open")) {
+    showMenu(false);
+    $("menu").focus();
+  } else stop();
 });
-$("stop").addEventListener("click", stop);
-$("new").addEventListener("click", () => {
-  if (location.hash) location.hash = "";
-  else openConversation(null);
-  box.focus();
+$("stop").addEventListener("click", () => {
+  if (document.activeElement === $("stop")) box.focus(); // the button goes away in a moment
+  stop();
 });
+$("new").addEventListener("click", leave);
 $("delete").addEventListener("click", remove);
 $("earlier").addEventListener("click", showEarlier);
-$("more-conversations").addEventListener("click", () => listConversations(nextConversations));
-$("menu").addEventListener("click", () => {
-  const isOpen = $("side").classList.toggle("open");
-  $("menu").setAttribute("aria-expanded", String(isOpen));
+$("notice-close").addEventListener("click", () => {
+  showNotice("");
+  box.focus();
 });
+$("menu").addEventListener("click", () => {
+  showMenu(true);
+  $("new").focus();
+});
+$("shade").addEventListener("click", () => showMenu(false));
+$("conversations").addEventListener("click", () => showMenu(false));
+addEventListener("popstate", readAddress);
 addEventListener("hashchange", readAddress);
+document.addEventListener("visibilitychange", () => document.hidden || conversations.refresh());
+onSignIn(askForToken);
 
+open(null);
 readAddress();
-listConversations();
+conversations.refresh();
 box.focus();

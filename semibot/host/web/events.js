@@ -35,56 +35,56 @@ export async function* readEvents(response) {
 }
 
 /**
- * Follow a session for ever: connect, hand out its events, and connect again from the last
- * one whenever the connection ends. Stops when `signal` is aborted or the session is gone.
+ * Follow a session for ever: show what is stored, hand out what comes after it, and connect
+ * again from the last event whenever the connection ends. Ends when `signal` is aborted, and
+ * when the session is gone or nobody signs in, which `onLink` is told.
+ *
+ * `begin(signal)` shows what is stored and returns the event id that this covers;
+ * `open(lastId, signal)` opens the stream after an id.
  */
-export async function follow({ open, signal, onEvent, onLink }) {
+export async function follow({ begin, open, signal, onEvent, onLink }) {
   let lastId = null;
   let failures = 0;
   while (!signal.aborted) {
-    let problem = "the connection ended";
+    onLink(failures ? "again" : "connecting");
     try {
-      onLink("connecting");
+      lastId ??= await begin(signal);
       const response = await open(lastId, signal);
       if (response.status === 204 || response.status === 404) return onLink("gone");
-      if (response.status === 400) {
-        lastId = null; // an id that this host cannot know: begin anew
-        throw new Error("the host did not know where we were");
-      }
+      if (response.status === 401) return onLink("refused");
+      if (response.status === 400) lastId = null; // an id that this host cannot know: begin anew
       if (!response.ok) throw new Error(`the host answered ${response.status}`);
       onLink("up");
       for await (const message of readEvents(response)) {
         failures = 0;
+        // First, so that an event which we cannot show is not asked for again and again.
         if (message.id) lastId = message.id;
-        let event;
-        try {
-          event = JSON.parse(message.data);
-        } catch {
-          continue;
-        }
-        onEvent(event, message.id);
+        onEvent(JSON.parse(message.data));
       }
     } catch (error) {
-      if (signal.aborted) return;
-      problem = error.message || String(error);
+      if (signal.aborted) return undefined;
+      if (error.status === 404) return onLink("gone");
+      if (error.status === 401) return onLink("refused");
     }
     failures += 1;
-    const seconds = Math.min(10, 0.5 * 2 ** Math.min(failures, 5)) * (0.5 + Math.random() / 2);
-    onLink("down", problem, seconds);
-    await pause(seconds, signal);
+    onLink("down");
+    await pause(Math.min(8, 0.25 * 2 ** Math.min(failures, 6)) * (0.5 + Math.random() / 2), signal);
   }
+  return undefined;
 }
 
+/** Wait, but not while the user looks at a page that could be connected by now. */
 function pause(seconds, signal) {
   return new Promise((resolve) => {
+    const done = new AbortController();
     const end = () => {
       clearTimeout(timer);
-      removeEventListener("online", end);
-      signal.removeEventListener("abort", end);
+      done.abort();
       resolve();
     };
     const timer = setTimeout(end, seconds * 1000);
-    addEventListener("online", end);
-    signal.addEventListener("abort", end);
+    addEventListener("online", end, { signal: done.signal });
+    addEventListener("focus", end, { signal: done.signal });
+    signal.addEventListener("abort", end, { signal: done.signal });
   });
 }

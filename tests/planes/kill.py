@@ -1,0 +1,283 @@
+"""Kill a VM, a host, or a host whose VM lives on, in the middle of a run; see what is left.
+
+As a program: ``python tests/planes/kill.py vm 20`` (or ``host``, or ``external``).
+"""
+# What it prints is its answer.
+# ruff: noqa: T201
+
+from __future__ import annotations
+
+import argparse
+import os
+import signal
+import sys
+import tempfile
+import uuid
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import attrs
+import trio
+from following import Follower, check_history, check_reader, check_store, view_of
+from harness import (
+    PATIENCE,
+    Plane,
+    open_external_vm,
+    open_plane,
+    process_table,
+    resources,
+    seconds_until,
+    wait_vm,
+)
+
+CHUNKS = 10
+"""How many pieces of the answer a reader has seen before the kill, at least."""
+
+ORPHAN_LIMIT = 1.0
+"""How long after the kill nothing may be left, in seconds."""
+
+
+@attrs.frozen
+class Figures:
+    """What one kill showed, in seconds after it."""
+
+    terminal: float
+    """Until a reader saw the run's end."""
+    next_answer: float
+    """Until the next message was answered."""
+    gone: float | None = None
+    """Until no process was left that should not be."""
+    resyncs: int = 0
+    """Readers that had to begin anew."""
+
+
+@attrs.define(eq=False)
+class Conversation:
+    """A session with a run under way, and its readers."""
+
+    plane: Plane
+    nursery: trio.Nursery
+    asker: Follower = attrs.field(factory=Follower)
+    """The reader of the POST."""
+    readers: list[Follower] = attrs.field(factory=lambda: [Follower(), Follower()])
+    """Readers of the session: from the beginning, and from the middle of the run."""
+
+    @property
+    def session_id(self) -> str:
+        return self.asker.session_id
+
+    async def begin(self, message: str) -> None:
+        """Begin the run, and return once all readers have seen some of it."""
+        plane, first, late = self.plane, *self.readers
+        self.nursery.start_soon(plane.start, self.asker, message)
+        await self.asker.wait(lambda _: self.asker.session_id)
+        self.nursery.start_soon(plane.follow, first, self.session_id)
+        await first.wait_types("text_chunk", CHUNKS // 2)
+        self.nursery.start_soon(plane.follow, late, self.session_id)
+        for reader in (first, late, self.asker):
+            await reader.wait(
+                lambda f: f.types.count("text_chunk") >= CHUNKS
+                or sum(kind != "resync" for kind in f.types) > CHUNKS
+            )
+
+    def reconnect(self) -> None:
+        """Let every reader follow the session again, from what it saw last."""
+        for reader in (self.asker, *self.readers):
+            self.nursery.start_soon(self.plane.follow, reader, self.session_id)
+
+    async def check(self, *, terminals: int) -> None:
+        """Wait until everybody has seen so many ends, and compare what they saw."""
+        for reader in self.readers:
+            await reader.wait(lambda f: f.types[-1] != "resync" or True)
+            await reader.wait(lambda f: _ends(f) >= terminals)
+        stored = self.plane.stored(self.session_id)
+        check_store(stored)
+        messages = await self.plane.messages(self.session_id)
+        for reader in (self.asker, *self.readers):
+            check_reader(reader.seen, stored)
+        for reader in self.readers:
+            check_history(reader.seen, messages)
+        replayed = Follower()
+        replayed.seen.append(attrs.evolve(self.readers[0].seen[0], id=_ZERO))
+        self.nursery.start_soon(self.plane.follow, replayed, self.session_id)
+        await replayed.wait(lambda f: len(f.seen) > len(stored))
+        del replayed.seen[0]
+        assert [item.event for item in replayed.seen] == [event for _, _, _, event in stored]
+        check_history(replayed.seen, messages)
+        replayed.scope.cancel()
+
+    def leave(self) -> None:
+        for reader in (self.asker, *self.readers):
+            reader.scope.cancel()
+
+
+_ZERO = __import__("semibot.wire.sse").wire.sse.EventId(1, 0)
+
+
+def _ends(follower: Follower) -> int:
+    """Return how many runs have ended in what a reader shows."""
+    return sum(role == "assistant" for role, _ in view_of(follower.seen)) - _is_running(follower)
+
+
+def _is_running(follower: Follower) -> bool:
+    for item in reversed(follower.seen):
+        if item.type in {"execution_complete", "execution_error"}:
+            return False
+        if item.type == "run_started":
+            return True
+        if item.type == "resync":
+            return item.event["run"] is not None
+    return False
+
+
+@asynccontextmanager
+async def open_conversation(plane: Plane, message: str) -> AsyncGenerator[Conversation]:
+    async with trio.open_nursery() as nursery:
+        talk = Conversation(plane, nursery)
+        with trio.fail_after(3 * PATIENCE):
+            await talk.begin(message)
+            yield talk
+        talk.leave()
+        nursery.cancel_scope.cancel()
+
+
+@asynccontextmanager
+async def open_sleeper(plane: Plane) -> AsyncGenerator[str]:
+    """Run a program in another session, as a tool; yields what it can be found by."""
+    mark = uuid.uuid4().hex
+    follower = Follower()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(plane.start, follower, f"sleep {mark}")
+        assert await seconds_until(lambda: bool(process_table(mark))) is not None
+        yield mark
+        nursery.cancel_scope.cancel()
+
+
+async def kill_vm(plane: Plane) -> Figures:
+    """Kill the VM of a host: its run ends, the next message gets a new VM."""
+    async with open_sleeper(plane) as mark, open_conversation(plane, "stream 2000 0.01") as talk:
+        pid = plane.vm_pid()
+        assert pid is not None
+        os.kill(pid, signal.SIGKILL)
+        start = trio.current_time()
+        gone = await seconds_until(lambda: not process_table(mark), ORPHAN_LIMIT)
+        assert gone is not None, process_table(mark)
+        first = talk.readers[0]
+        await first.wait(lambda f: f.terminals)
+        terminal = first.seen[-1].at - start
+        assert first.terminals[0]["code"] == "EXECUTION_PLANE_DISCONNECTED"
+        again = Follower()
+        await plane.say(again, talk.session_id, "stream 3 0")
+        answered = trio.current_time() - start
+        assert again.types[-1] == "execution_complete", (again.status, again.body, again.types)
+        assert plane.vm_pid() not in {pid, None}
+        await talk.check(terminals=2)
+        check_reader(again.seen, plane.stored(talk.session_id))
+        resyncs = sum(f.types[1:].count("resync") for f in (talk.asker, *talk.readers))
+        return Figures(terminal, answered, gone, resyncs)
+
+
+async def kill_host(plane: Plane) -> Figures:
+    """Kill a host: its VM dies with it, and a new host ends the run."""
+    async with open_sleeper(plane), open_conversation(plane, "stream 2000 0.01") as talk:
+        before = plane.vm_pid()
+        os.kill(plane.process.pid, signal.SIGKILL)
+        start = trio.current_time()
+        gone = await seconds_until(lambda: not plane.processes(), ORPHAN_LIMIT)
+        assert gone is not None, plane.processes()
+        await plane.restart()
+        assert plane.vm_pid() not in {before, None}
+        talk.reconnect()
+        for reader in talk.readers:
+            await reader.wait(lambda f: _ends(f) >= 1)
+        terminal = trio.current_time() - start
+        _, _, _, event = plane.stored(talk.session_id)[-1]
+        assert (event["type"], event["code"]) == ("execution_error", "INTERRUPTED")
+        again = Follower()
+        await plane.say(again, talk.session_id, "stream 3 0")
+        answered = trio.current_time() - start
+        assert again.types[-1] == "execution_complete", (again.status, again.body, again.types)
+        await talk.asker.wait(lambda f: _ends(f) >= 2)
+        await talk.check(terminals=2)
+        resyncs = sum(f.types[1:].count("resync") for f in (talk.asker, *talk.readers))
+        return Figures(terminal, answered, gone, resyncs)
+
+
+async def kill_host_only(plane: Plane, count: int = 400) -> Figures:
+    """Kill a host whose VM somebody else has started: the run goes on."""
+    async with open_conversation(plane, f"stream {count} 0.01") as talk:
+        os.kill(plane.process.pid, signal.SIGKILL)
+        start = trio.current_time()
+        await plane.restart()
+        talk.reconnect()
+        for reader in (talk.asker, *talk.readers):
+            await reader.wait(lambda f: f.terminals)
+        terminal = trio.current_time() - start
+        for reader in (talk.asker, *talk.readers):
+            assert "resync" not in reader.types[1:], "a reader had to begin anew"
+            assert reader.types[-1] == "execution_complete", reader.terminals
+        text = "".join(f"{index} " for index in range(count))
+        assert view_of(talk.readers[0].seen)[1] == ("assistant", text)
+        assert view_of(talk.asker.seen)[1] == ("assistant", text)
+        again = Follower()
+        await plane.say(again, talk.session_id, "stream 3 0")
+        answered = trio.current_time() - start
+        assert again.types[-1] == "execution_complete", (again.status, again.body, again.types)
+        await talk.asker.wait(lambda f: _ends(f) >= 2)
+        await talk.check(terminals=2)
+        return Figures(terminal, answered)
+
+
+async def run_kills(what: str, times: int, directory: Path) -> list[Figures]:
+    """Kill *times* times in one plane, and print what each showed."""
+    figures = []
+    async with open_plane(directory) as plane:
+        async with open_vm_for(plane, what):
+            for index in range(times):
+                if what == "vm":
+                    figures.append(await kill_vm(plane))
+                elif what == "host":
+                    figures.append(await kill_host(plane))
+                else:
+                    figures.append(await kill_host_only(plane))
+                opened, kib = resources(plane.process.pid)
+                print(index + 1, figures[-1], f"host: {opened} descriptors, {kib} KiB", flush=True)
+        plane.process.terminate()
+        with trio.fail_after(PATIENCE):
+            assert await plane.process.wait() == 0, plane.log
+        assert await seconds_until(lambda: not plane.processes(), ORPHAN_LIMIT) is not None
+    return figures
+
+
+@asynccontextmanager
+async def open_vm_for(plane: Plane, what: str) -> AsyncGenerator[None]:
+    if what == "external":
+        async with open_external_vm(plane):
+            yield
+    else:
+        await wait_vm(plane)
+        yield
+
+
+def _summary(values: list[float]) -> str:
+    return f"least {min(values):.2f}, most {max(values):.2f}" if values else "-"
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("what", choices=("vm", "host", "external"))
+    parser.add_argument("times", type=int, nargs="?", default=20)
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory(prefix="semibot-kill-") as directory:
+        figures = trio.run(run_kills, options.what, options.times, Path(directory) / "plane")
+    print(f"{options.what}: killed {len(figures)} times; seconds after the kill:")
+    print("  a reader saw the run's end:", _summary([item.terminal for item in figures]))
+    print("  the next message was answered:", _summary([item.next_answer for item in figures]))
+    print("  nothing was left:", _summary([item.gone for item in figures if item.gone is not None]))
+    print("  readers that began anew:", sum(item.resyncs for item in figures))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
