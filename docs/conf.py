@@ -89,10 +89,25 @@ def find_documented_name(
         and entry.objtype in kinds
         and not entry.aliased
     }
-    if len(found) == 1:
+    if len(found) == 1 and not is_another(node["reftarget"], *found):
         target = found.pop()
         return domain.resolve_xref(env, node["refdoc"], app.builder, "obj", target, node, content)
     return content if is_inner_name(node["reftarget"]) else None
+
+
+def is_another(target: str, documented: str) -> bool:
+    """Return whether two names that end alike are those of different objects."""
+    objects = [load(name) for name in (target, documented)]
+    return None not in objects and objects[0] is not objects[1]
+
+
+def load(name: str) -> object:
+    """Return what a dotted name is in its module, or None."""
+    module, _, attribute = name.rpartition(".")
+    try:
+        return getattr(importlib.import_module(module), attribute, None) if module else None
+    except ImportError:
+        return None
 
 
 def is_inner_name(target: str) -> bool:

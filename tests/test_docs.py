@@ -12,17 +12,20 @@ from typing import Final
 import attrs
 import click
 import pytest
+from documentation import DOCS, ROOT, read, rows, words
 
 import semibot
 from semibot import errors
+from semibot.cli.admin import vm_token
 from semibot.cli.chat import command as chat
 from semibot.cli.doctor import command as doctor
+from semibot.cli.group import main
+from semibot.cli.serve import command as serve
+from semibot.cli.vm import command as vm
 from semibot.wire.bridge import START_KEYS, FromBridge, ToBridge
 from semibot.wire.events import ProgressEvent, SessionEvent
 from semibot.wire.receipts import ActivityRecord, Receipt
 
-ROOT: Final = Path(__file__).parent.parent
-DOCS: Final = ROOT / "docs"
 PAGES: Final = sorted(
     page for page in DOCS.rglob("*.rst") if not {"_build", "newsfragments"} & {*page.parts}
 )
@@ -30,10 +33,6 @@ PAGES: Final = sorted(
 _DIRECTIVE: Final = re.compile(r"( *)\.\. (code-block|literalinclude):: *(\S+)$")
 _OPTION: Final = re.compile(r" +:([a-z-]+): *(.*)$")
 _CODE: Final = re.compile(r"[A-Z]+(_[A-Z]+)+")
-
-
-def read(page: str) -> str:
-    return (DOCS / page).read_text(encoding="utf-8")
 
 
 # --- blocks ---------------------------------------------------------------------------
@@ -163,30 +162,6 @@ def test_pages_stand_alone() -> None:
 # --- tables ---------------------------------------------------------------------------
 
 
-def rows(text: str) -> Iterator[list[str]]:
-    """Yield the rows of all list tables, as the text of their cells."""
-    row: list[str] = []
-    for line in text.splitlines():
-        if line.startswith("   * - "):
-            if row:
-                yield row
-            row = [line[7:]]
-        elif row and line.startswith("     -"):
-            row.append(line[7:])
-        elif row and line.startswith("       "):
-            row[-1] += " " + line.strip()
-        elif row and not line.strip():
-            yield row
-            row = []
-    if row:
-        yield row
-
-
-def words(text: str) -> set[str]:
-    """Return what stands in double backquotes."""
-    return set(re.findall(r"``([^`]+)``", text))
-
-
 def test_the_deadlines_page_has_every_field_with_its_name_and_default() -> None:
     fields = {
         (f"``{field.name}``", f"``{field.name.replace('_', '.', 1)}``"): field.default
@@ -280,9 +255,31 @@ def test_pages_about_receipts_have_every_field(page: str) -> None:
 # --- command line ---------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("command", [chat, doctor], ids=["chat", "doctor"])
-def test_the_command_line_page_has_every_option(command: click.Command) -> None:
-    text = read("reference/cli.rst")
-    options = [name for option in command.params for name in option.opts if name.startswith("-")]
+COMMANDS: Final = {
+    "semibot serve": serve,
+    "semibot chat": chat,
+    "semibot vm": vm,
+    "semibot admin vm-token": vm_token,
+    "semibot doctor": doctor,
+}
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_the_command_line_page_has_every_option(name: str) -> None:
+    _, _, rest = read("reference/cli.rst").partition(f"\n{name}\n---")
+    section = re.split(r"\n\n[^\n]+\n---", rest)[0]
+    command: click.Command = COMMANDS[name]
+    options = [each for option in command.params for each in option.opts if each.startswith("-")]
     assert options
-    assert [name for name in options if name not in text] == []
+    assert [each for each in options if not re.search(rf"{each}\b", section)] == []
+
+
+def test_the_command_line_page_has_every_command() -> None:
+    top = click.Context(main)
+    names = set()
+    for name in main.list_commands(top):
+        command = main.get_command(top, name)
+        inner = command.commands if isinstance(command, click.Group) else ()
+        names |= {f"semibot {name} {each}" for each in inner} or {f"semibot {name}"}
+    headings = re.findall(r"^(semibot .+)\n---", read("reference/cli.rst"), re.MULTILINE)
+    assert sorted(headings) == sorted(names)

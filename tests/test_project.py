@@ -52,8 +52,8 @@ def test_a_readme_command_needs_nothing_but_python(heading: str) -> None:
     assert all(other.startswith(".venv/bin/") for other in others)
 
 
-def test_the_command_that_runs_it_ends_in_a_local_chat() -> None:
-    assert command_under("Run it").endswith("semibot chat --local")
+def test_the_command_that_runs_it_ends_in_a_host() -> None:
+    assert command_under("Run it").endswith("semibot serve")
 
 
 def test_the_readme_names_the_one_prerequisite() -> None:

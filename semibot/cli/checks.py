@@ -10,9 +10,8 @@ import sys
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Final, Literal, TypeAlias
+from typing import Final
 
-import attrs
 import trio
 from rich.console import Console
 from rich.text import Text
@@ -29,29 +28,15 @@ from semibot.workspace.state import STATE_DIRECTORY
 
 from . import exits
 from .clean import clean
+from .directories import default_data_dir
+from .findings import Check, Status
+from .host_checks import check_host
 from .logs import configure_logs
 from .screen import BAD, GOOD, ODD
-
-Status: TypeAlias = Literal["ok", "warn", "fail"]
-"""Whether it works, works with a loss, or does not work."""
 
 _SET: Final = "set (hidden)"
 _UNSET: Final = "not set"
 _STYLES: Final[Mapping[Status, str]] = {"ok": GOOD, "warn": ODD, "fail": BAD}
-
-
-@attrs.frozen
-class Check:
-    """What one check has found."""
-
-    name: str
-    """What was looked at."""
-    status: Status
-    """Whether it will do."""
-    found: str
-    """What is there."""
-    hint: str = ""
-    """What to do about it."""
 
 
 def run_doctor(workspace: Path) -> int:
@@ -62,18 +47,19 @@ def run_doctor(workspace: Path) -> int:
     """
     configure_logs(is_verbose=False)
     ports = live_ports()
-    checks = trio.run(make_checks, ports, workspace)
+    checks = trio.run(make_checks, ports, workspace, default_data_dir())
     _show(checks, ports.environment)
     has_failed = any(check.status == "fail" for check in checks)
     return exits.CONFIGURATION if has_failed else exits.COMPLETED
 
 
-async def make_checks(ports: Ports, workspace: Path) -> tuple[Check, ...]:
+async def make_checks(ports: Ports, workspace: Path, data_dir: Path) -> tuple[Check, ...]:
     """Make all checks, one after the other.
 
     Args:
         ports: For the environment, and for starting a child.
         workspace: The directory that an agent would work in.
+        data_dir: The data directory of a host if nobody names one.
     """
     return (
         check_python(),
@@ -82,6 +68,7 @@ async def make_checks(ports: Ports, workspace: Path) -> tuple[Check, ...]:
         check_workspace(workspace),
         await check_model(ports),
         check_bridge(ports.environment),
+        *await check_host(ports, data_dir),
     )
 
 

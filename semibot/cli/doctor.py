@@ -18,7 +18,8 @@ import click
 def command(*, workspace: Path) -> int:
     """Check what semibot needs on this machine, and say what to do about the rest.
 
-    Asks no network. Exit codes: 0 if nothing fails, 78 if something must be set up first.
+    Asks nobody but the host that `semibot chat` would talk to. Exit codes: 0 if nothing
+    fails, 78 if something must be set up first.
     """
     from .checks import run_doctor
 

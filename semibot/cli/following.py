@@ -119,7 +119,7 @@ class Following:
             self._add(at, chunk, dump_json({"type": chunk.type, "content": rest}))
 
     def _end(self, metadata: JsonValue, at: EventId) -> None:
-        said = metadata if isinstance(metadata, Mapping) else {}
+        said = _object(metadata)
         event: ExecutionComplete | ExecutionError
         match said.get("outcome"):
             case "completed":
@@ -127,8 +127,7 @@ class Following:
             case "cancelled":
                 event = ExecutionComplete(run_id=self.run_id, cancelled=True)
             case outcome:
-                error = said.get("error")
-                error = error if isinstance(error, Mapping) else {}
+                error = _object(said.get("error"))
                 event = ExecutionError(
                     run_id=self.run_id,
                     code=str(error.get("code") or "FAILED"),
@@ -138,3 +137,7 @@ class Following:
         if isinstance(event, ExecutionError):
             fields |= {"code": event.code, "error": event.error}
         self._add(at, event, dump_json(fields))
+
+
+def _object(value: JsonValue) -> JsonObject:
+    return value if isinstance(value, Mapping) else {}

@@ -7,7 +7,7 @@ that was shown. Only Ctrl-C stops it.
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping
-from contextlib import AsyncExitStack, aclosing, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from typing import Final, final
 from urllib.parse import quote, urlsplit
 
@@ -23,7 +23,7 @@ from semibot.errors import (
     RemoteProtocolError,
     UsageError,
 )
-from semibot.lifetimes import deadline
+from semibot.lifetimes import deadline, grace
 from semibot.logs import get_logger
 from semibot.ports import Ports
 from semibot.session import JournalEntry
@@ -71,7 +71,9 @@ async def open_remote_partner(options: ChatOptions, ports: Ports) -> AsyncGenera
     if parts.scheme not in {"http", "https"} or not parts.hostname:
         raise UsageError(f"{url!r} is no address of a host; one looks like http://127.0.0.1:8080")
     token = ports.environment.get("SEMIBOT_TOKEN")
-    headers = {"Authorization": f"Bearer {token}"} if token else {}
+    headers = {"Accept-Encoding": "identity"}
+    if token:
+        headers["Authorization"] = f"Bearer {token}"
     is_near = parts.hostname in {"127.0.0.1", "::1", "localhost"}
     # Every wait has a deadline of its own, below.
     async with httpx2.AsyncClient(
@@ -225,7 +227,7 @@ class RemotePartner:
         content = bytearray()
         try:
             with deadline(*self._short):
-                async with aclosing(response.aiter_bytes()) as pieces:
+                async with _reading(response, self.deadlines) as pieces:
                     async for piece in pieces:
                         content += piece
                         if len(content) > MAX_ANSWER_BYTES:
@@ -271,7 +273,8 @@ class RemoteAnswer:
 
     async def read_from(self, response: httpx2.Response) -> None:
         """Take the events from the body of *response*, from now on."""
-        self._body = await self._streams.enter_async_context(aclosing(response.aiter_bytes()))
+        reading = _reading(response, self._partner.deadlines)
+        self._body = await self._streams.enter_async_context(reading)
         self._decoder = SseDecoder()
 
     async def next_entry(self) -> JournalEntry:
@@ -353,3 +356,24 @@ class RemoteAnswer:
                 raise
             return
         await self.read_from(response)
+
+
+@asynccontextmanager
+async def _reading(
+    response: httpx2.Response, deadlines: Deadlines
+) -> AsyncGenerator[AsyncIterator[bytes]]:
+    """Read the body of *response*, which may be left early.
+
+    The HTTP library reads through nested generators, which end properly only at the end of
+    the body, or by an exception from the innermost ``await``. So a body that is left early is
+    read once more inside a cancelled scope, as in ``semibot.models.openai.client``.
+    """
+    body = response.aiter_raw()
+    try:
+        yield body
+    finally:
+        with grace("channel.close", deadlines.channel_close), trio.CancelScope() as scope:
+            scope.cancel("the body was left")
+            with suppress(StopAsyncIteration, httpx2.HTTPError):
+                while True:  # what is buffered comes first; then the cancellation hits
+                    await anext(body)

@@ -114,7 +114,7 @@ class Attempt:
         self._change()
 
     async def _wait_ready(self, child: Child, seconds: float, *, is_elsewhere: bool) -> str | None:
-        with trio.move_on_after(seconds):
+        with trio.move_on_after(seconds):  # noqa: ASYNC912 - ready already is fine
             while not self.is_ready:
                 if self._has_exited and not (is_elsewhere and has_succeeded(child)):
                     return last_words(child) or "it ended without a link"

@@ -228,6 +228,8 @@ class ChatRoutes:
             accepted = await core.store.find_accepted(message)
         if accepted is None:
             with deadline("X-Deadline-Ms", budget):
+                if core.store.failure is not None:  # no VM is let in meanwhile, which tells nobody
+                    await core.store.check()
                 await core.store.ensure_user(who.user_id, who.org_id, vm_mode=None)
                 await core.scheduler.ensure_ready(who.user_id)
             self._refuse_while_draining()  # waiting for the VM may have taken a while

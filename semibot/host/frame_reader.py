@@ -50,6 +50,10 @@ WAITS_FOR_COMMIT: Final = frozenset(
 )
 """Events that readers see only once they are committed: ends of runs, and asks."""
 
+SESSION_LOST: Final = "SEQ_CONFLICT"
+"""The one code after which a VM drops a session silently (section 5); for everything that
+makes the host give up a session on a link that goes on."""
+
 
 @final
 class FrameReader:
@@ -132,7 +136,7 @@ class FrameReader:
             kind = peek_event(frame.data).type
         except RemoteProtocolError as exc:
             # It would be sent again for ever; better lose its session than its link.
-            self._error(session_id, "BAD_EVENT", str(exc))
+            self._error(session_id, SESSION_LOST, str(exc))
             await self._lose(session_id, "the execution plane said something malformed")
             raise
         tail = self._links.relay.loaded(session_id) or await self._links.relay.tail(session_id)
@@ -187,10 +191,10 @@ class FrameReader:
 
     def _error_of_fate(self, session_id: str, fate: str) -> None:
         if fate == "fenced":
-            self._error(session_id, "FENCED", "the session is not held by this VM")
+            self._error(session_id, SESSION_LOST, "the session is not held by this VM")
 
     async def _conflict(self, session_id: str) -> None:
-        self._error(session_id, "SEQ_CONFLICT", "other bytes came under this number before")
+        self._error(session_id, SESSION_LOST, "other bytes came under this number before")
         await self._lose(session_id, "the execution plane contradicts itself; send it again")
 
     async def _lose(self, session_id: str, message: str) -> None:
@@ -286,13 +290,13 @@ class FrameReader:
                 await links.lose_session(link, session_id, message="the session was stopped")
         for session_id, why in result.refused.items():
             if why == "conflict":
-                await self._give_up(session_id, "SEQ_CONFLICT", "other bytes came before")
+                await self._give_up(session_id, "other bytes came before")
             elif why == "fenced":
-                await self._give_up(session_id, "FENCED", "the session is not held by this VM")
+                await self._give_up(session_id, "the session is not held by this VM")
 
-    async def _give_up(self, session_id: str, code: str, message: str) -> None:
+    async def _give_up(self, session_id: str, message: str) -> None:
         if session_id in self._link.sessions:
-            self._error(session_id, code, message)
+            self._error(session_id, SESSION_LOST, message)
             await self._links.lose_session(
                 self._link,
                 session_id,

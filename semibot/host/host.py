@@ -96,7 +96,7 @@ class Host:
         core.status.is_draining = True
         core.scheduler.stop()
         users = core.scheduler.own_users()
-        with trio.move_on_after(max(0.0, core.deadlines.host_drain - STOP_SHARE)):
+        with trio.move_on_after(max(0.0, core.deadlines.host_drain - STOP_SHARE)):  # noqa: ASYNC912 - no VM of ours is fine
             try:
                 for user_id in users:
                     await core.dispatcher.wait_idle(user_id)

@@ -282,7 +282,7 @@ class Scheduler:
         """Wait until the link is up, the attempt has failed, or it takes too long."""
         is_starting = attempt is not None and attempt.vm.mode == "local" and not attempt.is_ready
         seconds = self._deadlines.vm_ready if is_starting else self._deadlines.vm_start_wait
-        with trio.move_on_after(seconds):
+        with trio.move_on_after(seconds):  # noqa: ASYNC912 - nothing to wait for is fine
             while self._links.of_user(user_id) is None:
                 attempt = self._attempts.get(user_id, attempt)
                 if attempt is not None and attempt.has_ended.is_set() and not attempt.is_replaced:

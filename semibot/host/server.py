@@ -256,9 +256,10 @@ class Server:
             await self._has_ended.park()
 
     async def abort_all(self) -> None:
-        """End every connection now."""
-        for stream in tuple(self._streams):
-            await stream.abort()
+        """End every connection now, also in a scope that is cancelled."""
+        async with trio.open_nursery() as nursery:
+            for stream in tuple(self._streams):
+                nursery.start_soon(stream.abort)
 
 
 def _make_config() -> Config:
@@ -303,9 +304,11 @@ async def open_server(
             finally:
                 with grace("channel.close", deadlines.channel_close):
                     await server.stop_listening()
-                    with trio.move_on_after(LAST_WORDS):
-                        await server.wait_quiet()
-                    await server.abort_all()
+                    try:
+                        with trio.move_on_after(min(LAST_WORDS, deadlines.channel_close / 2)):
+                            await server.wait_quiet()
+                    finally:
+                        await server.abort_all()
     finally:
         with grace("channel.close", deadlines.channel_close):
             await server.stop_listening()

@@ -45,6 +45,25 @@ def claim_directory(database: Path) -> int:
     return lock
 
 
+def find_holder(directory: Path) -> DataDirectoryInUse | None:
+    """Return who has *directory*, as the error that :func:`claim_directory` would raise.
+
+    Raises:
+        OSError: If that cannot be told.
+    """
+    try:
+        lock = os.open(directory / "lock", os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    try:
+        fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return _in_use(lock, directory)
+    finally:
+        os.close(lock)
+    return None
+
+
 def _make_private(directory: Path, database: Path) -> None:
     directory.mkdir(mode=0o700, parents=True, exist_ok=True)
     if database.exists() or not any(directory.iterdir()):
@@ -57,12 +76,14 @@ def _take(lock: int, directory: Path) -> None:
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        holder = os.pread(lock, 32, 0).strip()
-        raise DataDirectoryInUse(
-            str(directory), int(holder) if holder.isdigit() else None
-        ) from None
+        raise _in_use(lock, directory) from None
     os.ftruncate(lock, 0)
     os.pwrite(lock, f"{os.getpid()}\n".encode(), 0)
+
+
+def _in_use(lock: int, directory: Path) -> DataDirectoryInUse:
+    holder = os.pread(lock, 32, 0).strip()
+    return DataDirectoryInUse(str(directory), int(holder) if holder.isdigit() else None)
 
 
 def _open_regular(path: Path) -> int:

@@ -43,7 +43,10 @@ def make_frames(lines: Sequence[Line], count: int, batch: int) -> list[bytes]:
         count: Events.
         batch: Events in one frame; 1 means bare ones.
     """
-    data = json.dumps(json.dumps({"type": "text_chunk", "content": "~ a few words of text"}))
+    event = json.dumps(
+        {"type": "text_chunk", "content": "~ a few words of text"}, separators=(",", ":")
+    )
+    data = json.dumps(event)
     heads = [
         f'{{"type":"sse_event","session_id":"{line.session_id}","term":{line.term},"seq":'
         for line in lines

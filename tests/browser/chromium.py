@@ -6,10 +6,12 @@ import base64
 import json
 import shutil
 import subprocess
+import time
 from collections import defaultdict
-from contextlib import asynccontextmanager
+from collections.abc import AsyncGenerator, Generator
+from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import trio
 from trio_websocket import ConnectionClosed, open_websocket_url
@@ -83,26 +85,38 @@ class Page:
         with trio.move_on_after(patience):
             while True:
                 try:
-                    value = await self.evaluate(f"({condition}) || null")
+                    value = await self.evaluate(
+                        f"(value => value instanceof Node ? true : value || null)({condition})"
+                    )
                 except PageError:
                     value = None  # a page that is just being left
-                if value:
+                if value is not None:
                     return value
                 await trio.sleep(0.02)
         text = await self.evaluate("document.body.innerText")
         raise PageError(f"{condition} did not come true; the page says:\n{text}")
 
-    async def click(self, selector: str) -> None:
-        """Click with the mouse in the middle of an element, as a person does."""
-        box = await self.wait(
+    async def find(self, selector: str) -> dict[str, float]:
+        """Wait until an element can be clicked, and return its middle.
+
+        Brings the tab to the front, as nobody can click in another one.
+        """
+        await self.send("Page.bringToFront")
+        return await self.wait(
             f"(() => {{ const e = document.querySelector({json.dumps(selector)});"
             " if (!e || e.hidden || e.disabled) return null;"
             " e.scrollIntoView({block: 'nearest'}); const b = e.getBoundingClientRect();"
             " return b.width ? {x: b.x + b.width / 2, y: b.y + b.height / 2} : null; })()"
         )
+
+    async def click(self, selector: str) -> None:
+        """Click with the mouse in the middle of an element, as a person does."""
+        await self.click_at(await self.find(selector))
+
+    async def click_at(self, spot: dict[str, float]) -> None:
         for kind in ("mousePressed", "mouseReleased"):
             await self.send(
-                "Input.dispatchMouseEvent", type=kind, button="left", clickCount=1, **box
+                "Input.dispatchMouseEvent", type=kind, button="left", clickCount=1, **spot
             )
 
     async def type(self, text: str) -> None:
@@ -136,9 +150,10 @@ class Page:
             features=[{"name": "prefers-color-scheme", "value": scheme}],
         )
 
-    async def screenshot(self, path: Path) -> None:
+    async def screenshot(self) -> bytes:
+        """Return a PNG of what is seen."""
         answer = await self.send("Page.captureScreenshot", format="png")
-        path.write_bytes(base64.b64decode(answer["data"]))
+        return base64.b64decode(answer["data"])
 
     @property
     def problems(self) -> list[str]:
@@ -149,14 +164,18 @@ class Page:
         await self._browser.send("Target.closeTarget", {"targetId": self._target_id})
 
 
+AnyPage = TypeVar("AnyPage", bound=Page)
+
+
 class Browser:
-    """One Chromium. Made by :func:`open_chromium`."""
+    """One Chromium. Made by :func:`open_browser`."""
 
     def __init__(self, socket: Any) -> None:
         self._socket = socket
         self._next_id = 0
         self._answers: dict[int, dict[str, Any]] = {}
         self._news = trio.lowlevel.ParkingLot()
+        self.context = ""
         self.problems: dict[str, list[str]] = defaultdict(list)
 
     async def send(
@@ -198,12 +217,14 @@ class Browser:
                 case _:
                     pass
 
-    async def new_page(self, url: str) -> Page:
-        target = await self.send("Target.createTarget", {"url": "about:blank"})
+    async def new_page(self, url: str, kind: type[AnyPage] = Page) -> AnyPage:
+        target = await self.send(
+            "Target.createTarget", {"url": "about:blank", "browserContextId": self.context}
+        )
         attached = await self.send(
             "Target.attachToTarget", {"targetId": target["targetId"], "flatten": True}
         )
-        page = Page(self, attached["sessionId"], target["targetId"])
+        page = kind(self, attached["sessionId"], target["targetId"])
         for domain in ("Page", "Runtime", "Log"):
             await page.send(f"{domain}.enable")
         await page.resize(1200, 800)
@@ -211,50 +232,56 @@ class Browser:
         return page
 
 
-@asynccontextmanager
-async def open_chromium(profile: Path):
-    """Run a Chromium with an empty profile for the length of the block.
+@contextmanager
+def running_chromium(profile: Path) -> Generator[str]:
+    """Run a Chromium for the length of the block.
 
     Args:
         profile: A directory of its own; made if missing.
+
+    Yields:
+        The URL of its DevTools.
     """
+    profile.mkdir(exist_ok=True)
     command = [find_chromium(), *FLAGS, f"--user-data-dir={profile}", "about:blank"]
-    process = await trio.lowlevel.open_process(
-        command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
-    )
+    log_path, port_path = profile / "chromium.log", profile / "DevToolsActivePort"
+    with log_path.open("wb") as log:
+        process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
     try:
-        with trio.fail_after(PATIENCE):
-            url = await _devtools_url(process.stderr)
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(_drain, process.stderr)
-            async with open_websocket_url(url, max_message_size=2**26) as socket:
-                browser = Browser(socket)
-                async with trio.open_nursery() as serving:
-                    serving.start_soon(browser.serve)
-                    yield browser
-                    serving.cancel_scope.cancel()
-            nursery.cancel_scope.cancel()
+        began = time.monotonic()
+        while not (port_path.exists() and len(port_path.read_text().split()) == 2):
+            has_failed = process.poll() is not None or time.monotonic() - began > PATIENCE
+            assert not has_failed, f"Chromium did not start: {log_path.read_text()}"
+            time.sleep(0.02)  # it tells nobody, and there is nothing else to do yet
+        port, path = port_path.read_text().split()
+        yield f"ws://127.0.0.1:{port}{path}"
     finally:
         process.terminate()
-        with trio.move_on_after(5, shield=True):
-            await process.wait()
-        if process.returncode is None:
+        try:
+            process.wait(5)
+        except subprocess.TimeoutExpired:
             process.kill()
-            with trio.CancelScope(shield=True):
-                await process.wait()
-        await process.stderr.aclose()
+            process.wait()
 
 
-async def _devtools_url(stderr: trio.abc.ReceiveStream) -> str:
-    said = b""
-    while b"\n" not in said.partition(b"DevTools listening on ")[2]:
-        data = await stderr.receive_some()
-        if not data:
-            raise AssertionError(f"Chromium did not start: {said.decode(errors='replace')}")
-        said += data
-    return said.partition(b"DevTools listening on ")[2].partition(b"\n")[0].strip().decode()
+@asynccontextmanager
+async def open_browser(url: str) -> AsyncGenerator[Browser]:
+    """Use a Chromium as if it was fresh: with no tabs, and storage of its own.
 
-
-async def _drain(stderr: trio.abc.ReceiveStream) -> None:
-    while await stderr.receive_some():
-        pass
+    Args:
+        url: Of its DevTools.
+    """
+    async with open_websocket_url(url, max_message_size=2**26) as socket:
+        browser = Browser(socket)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(browser.serve)
+            context = await browser.send("Target.createBrowserContext", {})
+            browser.context = context["browserContextId"]
+            try:
+                yield browser
+            finally:
+                with trio.move_on_after(5, shield=True):
+                    await browser.send(
+                        "Target.disposeBrowserContext", {"browserContextId": browser.context}
+                    )
+            nursery.cancel_scope.cancel()

@@ -13,7 +13,9 @@ from semibot.cli.group import run
 
 UNSET = (
     *("OPENAI_API_KEY", "OPENAI_BASE_URL", "SEMIBOT_MODEL", "OPENCLAW_BRIDGE_CMD"),
-    *("FORCE_COLOR", "NO_COLOR"),
+    *("FORCE_COLOR", "NO_COLOR", "JWT_SECRET", "VM_BOOTSTRAP_CMD", "SEMIBOT_ENV"),
+    *("SEMIBOT_URL", "SEMIBOT_TOKEN", "SEMIBOT_HOST", "SEMIBOT_PORT", "SEMIBOT_DATA_DIR"),
+    *("SEMIBOT_CONFIG", "SEMIBOT_WORKSPACE", "SEMIBOT_ALLOW"),
 )
 
 
@@ -35,6 +37,8 @@ def run_here(
     for name in UNSET:
         monkeypatch.delenv(name, raising=False)
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("SEMIBOT_PORT", "1")  # where nobody listens
 
     def run_command(*arguments: str, stdin: str = os.devnull, **variables: str) -> int:
         for name, value in variables.items():

@@ -6,7 +6,8 @@ import json
 import os
 import sys
 from collections.abc import AsyncGenerator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -56,10 +57,8 @@ class Pipe:
         return json.loads(line)
 
     def nothing_more(self) -> bool:
-        try:
+        with suppress(BlockingIOError):
             self._rest += os.read(self.descriptor, 65536).decode()
-        except BlockingIOError:
-            pass
         return not self._rest
 
 
@@ -116,8 +115,6 @@ class MovableClock(SimulatedWallClock):
     offset = 0.0
 
     def now(self):
-        from datetime import timedelta
-
         return super().now() + timedelta(seconds=self.offset)
 
 

@@ -343,7 +343,7 @@ async def test_a_session_that_the_store_has_fenced_is_given_up(
         seq = await began(vm)
         await plane.store.lose_session("s1", code="X", message="y")
         vm.event("s1", 1, seq, "r1", content="late")
-        assert (await vm.hear("error"))["code"] == "FENCED"
+        assert (await vm.hear("error"))["code"] == "SEQ_CONFLICT"
         vm.event("s1", 1, seq + 1, "r1", content="later")
         await plane.quiet()
         assert "error" not in vm.kinds()
@@ -363,7 +363,7 @@ async def test_a_session_unknown_to_the_link_is_looked_up_once(
         plane.store.calls.clear()
         for _ in range(2):
             vm.event("s1", 1, 1, "r1", content="x")
-        assert (await vm.hear("error"))["code"] == "FENCED"
+        assert (await vm.hear("error"))["code"] == "SEQ_CONFLICT"
         assert plane.store.calls.count("look_up_sessions") == 1
 
 

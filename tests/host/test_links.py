@@ -234,7 +234,7 @@ async def test_an_event_that_is_none_loses_the_session_and_counts_as_malformed(
     async with open_plane(tmp_path) as plane:
         vm = await started(plane)
         vm.say(type="sse_event", session_id="s1", term=1, seq=2, run_id="r1", data="[]")
-        assert (await vm.hear("error"))["code"] == "BAD_EVENT"
+        assert (await vm.hear("error"))["code"] == "SEQ_CONFLICT"
         assert (await vm.hear("error"))["code"] == "BAD_FRAME"
         assert (await plane.events())[-1] == (2, 2, "r1", "execution_error")
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-import sys
+import os
+import signal
+from pathlib import Path
 
 import pytest
 import trio
@@ -144,7 +146,6 @@ async def test_rebootstrap_while_one_is_starting_stops_that_and_starts_another(t
         assert {answer["status"] for answer in answers} == {"starting"}
         await bench.connect(second)  # which the first who asked has waited for
         assert bench.pipe.nothing_more()
-    assert (await_status := bench.scheduler.own_users()) == () or await_status
 
 
 async def test_rebootstrap_replaces_a_vm_that_is_up(tmp_path):
@@ -161,27 +162,21 @@ async def test_rebootstrap_replaces_a_vm_that_is_up(tmp_path):
 
 
 async def test_a_vm_that_was_up_and_died_starts_again_at_once(tmp_path):
-    words = "sys.stdin.readline() or sys.stderr.write('out of memory\\n'); os._exit(9)"
     async with open_bench(tmp_path, "import signal; signal.pause()") as bench:
         await bench.bring_up()
         (attempt,) = bench.scheduler._attempts.values()
         assert attempt.is_ready
-        await kill_vm(attempt)
+        kill_vm(attempt)
         await bench.wait_ended()
         row = await bench.row()
         assert row.status == "disconnected"
-        assert "SIGKILL" in (row.last_error or "") or "9" in (row.last_error or "")
+        assert "SIGKILL" in (row.last_error or "")
         await bench.bring_up(boot="boot-b")
         assert (await bench.row()).last_error is None
-    assert words
 
 
-async def kill_vm(attempt) -> None:
+def kill_vm(attempt) -> None:
     """Kill the program of an attempt, as the kernel would."""
-    import os
-    import signal
-    from pathlib import Path
-
     instance = attempt.vm.id
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit():
@@ -200,15 +195,13 @@ async def test_messages_that_no_vm_ever_got_start_one(tmp_path):
         (attempt,) = bench.scheduler._attempts.values()
         bench.plane.store.hangs.add("mark_written")
         await bench.plane.say("hello")
-        await kill_vm(attempt)
+        kill_vm(attempt)
         vm = await bench.connect(await bench.pipe.started(), "boot-b")
         assert bench.scheduler._attempts["ann"].is_automatic
         bench.plane.store.hangs.clear()
         bench.plane.store.released.set()
         bench.plane.dispatcher.kick("s1", "ann")
-        with trio.fail_after(5):
-            while "user_message" not in vm.kinds():
-                await trio.sleep(0.01)
+        assert (await vm.hear("user_message"))["data"]["message"] == "hello"
 
 
 async def test_a_vm_whose_link_stays_down_is_stopped(tmp_path):
@@ -243,7 +236,7 @@ async def test_a_message_that_comes_as_the_vm_ends_gets_another(tmp_path):
         async with trio.open_nursery() as nursery:
             nursery.start_soon(bench.scheduler.ensure_ready, "ann")
             await trio.testing.wait_all_tasks_blocked()
-            await kill_vm(attempt)
+            kill_vm(attempt)
             await bench.connect(await bench.pipe.started(), "boot-b")
 
 
@@ -335,7 +328,7 @@ async def test_success_of_the_command_means_that_the_vm_was_launched_elsewhere(t
         (attempt,) = bench.scheduler._attempts.values()
         with trio.fail_after(5):
             while not attempt._has_exited:
-                await trio.sleep(0.01)
+                await attempt._changed.wait()
         await bench.connect(environment)
         await bench.wait_ended()
         assert (await bench.scheduler.ensure_ready("ann")).status == "ready"
@@ -380,6 +373,3 @@ async def test_a_vm_of_level_1_is_known_by_its_row(tmp_path):
             await bench.plane.up_legacy(ticket=environment["VM_TICKET"])
         await bench.scheduler.stop_all()
         assert (await bench.row()).status == "disconnected"
-
-
-assert sys.platform

@@ -38,6 +38,8 @@ class Follower:
     """A reader, of a run or of a session; the same one may connect several times."""
 
     seen: list[Seen] = attrs.field(factory=list[Seen])
+    headers: dict[str, str] = attrs.field(factory=dict[str, str])
+    """Of its requests, beyond the usual ones."""
     session_id: str = ""
     run_id: str = ""
     status: int = 0
@@ -74,12 +76,12 @@ class Follower:
 
     async def post(self, port: int, path: str, body: object) -> None:
         """Send a message and follow its run; leaving early (``scope.cancel``) closes the stream."""
-        await self._run(port, "POST", path, body, {})
+        await self._run(port, "POST", path, body, self.headers)
 
     async def get(self, port: int, path: str) -> None:
         """Follow a session from the last id that was seen."""
-        headers = {} if self.last_id is None else {"Last-Event-ID": str(self.last_id)}
-        await self._run(port, "GET", path, None, headers)
+        last = {} if self.last_id is None else {"Last-Event-ID": str(self.last_id)}
+        await self._run(port, "GET", path, None, {**self.headers, **last})
 
     async def _run(
         self, port: int, method: str, path: str, body: object, headers: dict[str, str]

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import resource
 import signal
 import sqlite3
 import subprocess
@@ -181,12 +182,46 @@ class Plane:
         """Return every living process of this plane."""
         return process_table(str(self.directory))
 
+    def connections(self) -> list[str]:
+        """Return the established connections to the host, VMs included."""
+        port = f":{self.port:04X}"
+        lines = Path("/proc/net/tcp").read_text().splitlines()[1:]
+        fields = [line.split() for line in lines]
+        return [remote for _, local, remote, state, *_ in fields if local.endswith(port) and state == "01"]
+
     def vm_pid(self) -> int | None:
         """Return the process of the VM that the host has started."""
         vms = [entry.pid for entry in self.processes() if " semibot vm" in entry.command]
         return max(vms, default=None)
 
     # --- what can be done to it ---
+
+    async def run(self, *arguments: str) -> str:
+        """Run a command of the program to its end, and return what it prints."""
+        done = await self._program(*arguments)
+        assert done.returncode == 0, done
+        return done.stdout.decode().strip()
+
+    async def serve_again(self, *arguments: str) -> subprocess.CompletedProcess[bytes]:
+        """Run another host, which cannot start, to its end."""
+        with trio.fail_after(PATIENCE):
+            return await self._program("serve", *arguments)
+
+    async def _program(self, *arguments: str) -> subprocess.CompletedProcess[bytes]:
+        return await trio.run_process(
+            [sys.executable, "-m", "semibot", *arguments],
+            capture_stdout=True,
+            capture_stderr=True,
+            check=False,
+            env=dict(self.variables),
+            cwd=self.directory,
+        )
+
+    def limit_files(self, size: int | None) -> None:
+        """Let no file of the host grow beyond *size* bytes; None takes the limit away."""
+        hard = resource.RLIM_INFINITY
+        limit = (hard if size is None else size, hard)
+        resource.prlimit(self.process.pid, resource.RLIMIT_FSIZE, limit)
 
     async def restart(self) -> None:
         """Start the host again after its end, on the same port and the same data."""
@@ -232,11 +267,13 @@ async def open_plane(
             plane = Plane(directory, model, process, url, given, command)
             try:
                 yield plane
-            except BaseException as exc:
+            except Exception as exc:
                 exc.add_note(plane.log[-6000:])
                 with suppress(OSError):
                     exc.add_note((directory / "vm.log").read_text()[-6000:])
                 raise
+            finally:
+                await _reap(plane.process)
     finally:
         await end_all(str(directory))
 
@@ -259,37 +296,38 @@ async def _start(
             start_new_session=True,
         )
     said = ""
-    async with process.stdout:
-        with trio.fail_after(PATIENCE):
-            while "listening on" not in said:
-                data = await process.stdout.receive_some()
-                assert data, (directory / "host.log").read_text()
-                said += data.decode()
+    try:
+        async with process.stdout:
+            with trio.fail_after(PATIENCE):
+                while "listening on" not in said:
+                    data = await process.stdout.receive_some()
+                    assert data, (directory / "host.log").read_text()
+                    said += data.decode()
+    except BaseException:
+        await _reap(process)
+        raise
     return process, said.rpartition("listening on")[2].strip()
 
 
-async def run_semibot(plane: Plane, *arguments: str) -> str:
-    """Run a command of the program on the plane's data and return what it prints."""
-    done = await trio.run_process(
-        [sys.executable, "-m", "semibot", *arguments],
-        capture_stdout=True,
-        env=dict(plane.variables),
-        cwd=plane.directory,
-    )
-    return done.stdout.decode().strip()
+async def _reap(process: trio.Process) -> None:
+    """Kill a child of this process, whatever state it is in, and wait for its end."""
+    process.kill()
+    with trio.CancelScope(shield=True):
+        await process.wait()
 
 
 @asynccontextmanager
 async def open_external_vm(plane: Plane) -> AsyncGenerator[trio.Process]:
     """Run a VM as users do, with a token; wait until its link is up."""
-    token = await run_semibot(plane, "admin", "vm-token", "--data-dir", str(plane.data_dir))
+    token = await plane.run("admin", "vm-token", "--data-dir", str(plane.data_dir))
     environment = {
         **{key: value for key, value in plane.variables.items() if not key.startswith("OPENAI")},
         "VM_TOKEN": token,
         "SEMIBOT_STATE_DIR": str(plane.directory / "vm-state"),
         "SEMIBOT_WORKSPACE": str(plane.directory / "work"),
     }
-    with (plane.directory / "vm.log").open("ab") as log:
+    log_path = plane.directory / "vm.log"
+    with log_path.open("wb") as log:
         process = await trio.lowlevel.open_process(
             [sys.executable, "-m", "semibot", "vm", "--url", plane.url, "--verbose"],
             stdin=subprocess.DEVNULL,
@@ -300,16 +338,11 @@ async def open_external_vm(plane: Plane) -> AsyncGenerator[trio.Process]:
             start_new_session=True,
         )
     try:
-        log_path = plane.directory / "vm.log"
         assert await seconds_until(lambda: "link is up" in log_path.read_text()) is not None
         await wait_vm(plane, mode="external")
         yield process
     finally:
-        with suppress(ProcessLookupError):
-            os.kill(process.pid, signal.SIGCONT)
-        process.kill()
-        with trio.CancelScope(shield=True):
-            await process.wait()
+        await _reap(process)
 
 
 async def wait_vm(plane: Plane, *, status: str = "ready", mode: str = "local") -> None:

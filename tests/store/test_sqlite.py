@@ -419,3 +419,39 @@ async def hang(store):
 async def expect(error, match, fn, *args):
     with pytest.raises(error, match=match):
         await fn(*args)
+
+
+# --- beside a host that runs ----------------------------------------------------------
+
+
+def open_guest(path):
+    return open_sqlite_store(path, ports=simulated_ports(), deadlines=Deadlines(), takes_lock=False)
+
+
+async def test_a_guest_changes_what_a_running_host_sees(path):
+    async with open_store(path) as host:
+        await host.ensure_user("ada", "acme", vm_mode="local")
+        async with open_guest(path) as guest:
+            await guest.ensure_vm("ada", "vm", "external")
+        assert (await host.newest_vm("ada")).mode == "external"
+        assert path.with_name(path.name + "-wal").stat().st_size > 0  # the log is the host's
+        await host.set_vm_status("vm", "ready")
+    async with open_store(path) as host:
+        assert (await host.newest_vm("ada")).status == "ready"
+
+
+async def test_a_guest_makes_no_database(path):
+    path.parent.mkdir()
+    with pytest.raises(ConfigError, match="cannot write"):
+        async with open_guest(path):
+            raise AssertionError
+    assert list(path.parent.iterdir()) == []
+
+
+async def test_a_guest_of_another_version_stays_out(path):
+    async with open_store(path):
+        with closing(apsw.Connection(str(path))) as other:
+            other.execute("PRAGMA user_version = 99")
+        with pytest.raises(ConfigError, match="another version of semibot"):
+            async with open_guest(path):
+                raise AssertionError

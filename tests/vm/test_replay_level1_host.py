@@ -24,16 +24,26 @@ from semibot.config.settings import VmSettings
 from semibot.live import live_ports
 from semibot.secret import Secret
 from semibot.security.envelope import seal_keys
-from semibot.testing.model_answers import Behaviour, call_tools, say
+from semibot.testing.model_answers import (
+    Answer,
+    Behaviour,
+    Done,
+    Finish,
+    Gate,
+    Text,
+    call_tools,
+    say,
+)
 from semibot.testing.model_server import RecordedRequest, open_model_server
 from semibot.vm import run_vm
 
 TESTS = Path(__file__).parents[1]
 RECORDINGS = TESTS / "fixtures" / "plane"
-BRIDGE = TESTS / "adapters" / "programs" / "scripted_bridge.py"
+BRIDGE = TESTS / "adapters" / "programs" / "replay_bridge.py"
 PATIENCE = 30.0
 SESSION = "11111111-1111-4111-8111-111111111111"
 KEY = "sk-of-the-host"
+LOCAL = "127.0.0.1"
 DEADLINES = Deadlines(link_heartbeat=0.1, bridge_snapshot=0.1)
 
 OLD_FIELDS = {
@@ -112,10 +122,13 @@ class Link:
         """Take ``auth`` and say ``init``; return ``auth``."""
         auth = await self.receive()
         assert auth["type"] == "auth"
+        await self.let_in_with(auth, recorded_init)
+        return auth
+
+    async def let_in_with(self, auth: Frame, recorded_init: Frame) -> None:
         nonce = live_ports().random.randbytes
         keys = seal_keys({"openai": Secret(KEY)}, auth["token"], nonce)
         await self.send({"type": "init", "data": {**recorded_init["data"], "api_keys": keys}})
-        return auth
 
     async def drop(self) -> None:
         """Lose the connection without a word."""
@@ -258,12 +271,19 @@ async def test_a_recorded_host_is_served_by_the_graph(tmp_path: Path) -> None:
         frames = await link.until(is_terminal)
         events = events_of(frames)
         check_run(events)
-        assert text_of(events) == "".join(tokens) == events[-1]["final_response"]
-        requests = [frame for frame in frames if frame["type"] == "request"]
-        assert [(each["method"], each["params"]) for each in requests] == [
-            ("get_skill_package", {"skill_id": "pdf-kit"}),
-            ("memory_search", {"query": "hello there", "top_k": 5}),
+        assert [event["type"] for event in events][:3] == ["run_started", "thinking", "thinking"]
+        *said, end = [event for event in events if event["type"] != "thinking"][-21:]
+        assert [(event["type"], event["content"]) for event in said] == [
+            ("text_chunk", token) for token in tokens
         ]
+        assert end["type"] == "execution_complete"
+        assert events[-1]["final_response"] == "".join(tokens)
+        requests = [frame for frame in frames if frame["type"] == "request"]
+        # Both at once, in any order.
+        assert {each["method"]: each["params"] for each in requests} == {
+            "get_skill_package": {"skill_id": "pdf-kit"},
+            "memory_search": {"query": "hello there", "top_k": 5},
+        }
         asked = model.requests[0]
         assert asked.headers["authorization"] == f"Bearer {KEY}"
         assert asked.body["model"] == "gpt-4o"
@@ -277,7 +297,6 @@ async def test_a_recorded_host_is_served_by_the_graph(tmp_path: Path) -> None:
         snapshot = reports_of(frames, "snapshot_sync")[-1]
         assert "tok19" in json.dumps(snapshot["checkpoint"])
         assert "hello there" in snapshot["short_term_memory"]["content"]
-        assert reports_of(frames, "usage_report")[0]["tokens_out"] == 27
 
         # --- a cancel in the middle, after a change of model
         await link.send(patch, start, second)
@@ -317,31 +336,35 @@ async def test_a_recorded_host_is_served_by_the_graph(tmp_path: Path) -> None:
         await link.until(lambda frame: frame.get("active_sessions") == [])
     check_level_1(host.heard)
     assert model.problems == []
+    usage = reports_of(host.heard, "usage_report")
+    assert (usage[0]["tokens_in"], usage[0]["tokens_out"]) == (22, 27)  # of two requests
+    assert [frame["type"] for frame in host.heard].count("resume") == 1  # not on the first link
     runs = [event for event in events_of(host.heard) if event["type"].startswith("execution_")]
     assert len({event["run_id"] for event in runs}) == len(runs) == 3
 
 
-def bridge_script(lines: list[Frame]) -> list[list[Any]]:
-    """Return what the recorded bridge did: all of it behind the lines that led to it."""
-    steps: list[list[Any]] = []
+def write_bridge(lines: list[Frame], path: Path) -> None:
+    """Write down what the recorded VM's bridge heard and said, as ``replay_bridge.py`` reads it."""
+    said: list[tuple[str, Frame]] = []
     for line in lines:
         frame = line["frame"]
         match frame["type"]:
             case "start_session":
-                steps.append(["wait", "start"])
+                said.append(("adapter->bridge", {"type": "start"}))
             case "user_message" | "cancel":
-                steps.append(["wait", frame["type"]])
-            case "response" if ["wait", "start"] in steps:
-                steps.append(["wait", "cp_response"])
+                said.append(("adapter->bridge", {"type": frame["type"]}))
+            case "response":
+                said.append(("adapter->bridge", {"type": "cp_response"}))
             case "sse_event":
-                steps.append(["say", json.loads(frame["data"])])
+                said.append(("bridge->adapter", json.loads(frame["data"])))
             case "request":
-                steps.append(["say", {**frame, "type": "cp_request"}])
+                said.append(("bridge->adapter", {**frame, "type": "cp_request"}))
             case "fire_and_forget":
-                steps.append(["say", {**frame, "type": "cp_fire_and_forget"}])
-    # The first package was asked for by the recorded VM, not by its bridge.
-    del steps[1:3]
-    return [*steps, ["serve", None]]
+                said.append(("bridge->adapter", {**frame, "type": "cp_fire_and_forget"}))
+    assert said[1][1]["params"] == {"skill_id": "pdf-kit"}
+    del said[1:3]  # the VM asked for this package itself
+    rows = [json.dumps({"dir": way, "msg": message}) for way, message in said]
+    path.write_text("\n".join(rows))
 
 
 async def test_a_recorded_host_is_served_by_a_bridge(tmp_path: Path) -> None:
@@ -352,8 +375,8 @@ async def test_a_recorded_host_is_served_by_a_bridge(tmp_path: Path) -> None:
     (patch,) = said_by_host(lines, "config_update")
     (cancel,) = said_by_host(lines, "cancel")
     (stop,) = said_by_host(lines, "stop_session")
-    scripts = [bridge_script(lines), [["serve", None]]]
-    command = shlex.join([sys.executable, "-S", str(BRIDGE), json.dumps(scripts)])
+    write_bridge(lines, tmp_path / "bridge.jsonl")
+    command = shlex.join([sys.executable, "-S", str(BRIDGE), str(tmp_path / "bridge.jsonl")])
     answer = "OpenClaw mock response: memo-hit (skills:1)"
     async with open_exchange(tmp_path, OPENCLAW_BRIDGE_CMD=command) as (host, vm):
         link = await host.accept()
@@ -387,7 +410,7 @@ async def test_a_recorded_host_is_served_by_a_bridge(tmp_path: Path) -> None:
         await link.until(is_terminal)
         events = events_of(host.heard[mark:])
         check_run(events)
-        assert text_of(events) == "echo: third"
+        assert text_of(events) == answer
 
         await link.send(stop)
         await link.until(lambda frame: frame.get("active_sessions") == [])
@@ -400,3 +423,82 @@ async def test_a_recorded_host_is_served_by_a_bridge(tmp_path: Path) -> None:
     }
     usage = reports_of(host.heard, "usage_report")
     assert {"model": "openclaw-mock", "tokens_in": 11, "tokens_out": 8} in usage
+
+
+async def test_a_cancel_right_behind_its_message_is_not_lost(tmp_path: Path) -> None:
+    lines = read_recording("graph-exchange")
+    (init,) = said_by_host(lines, "init")
+    (start,) = said_by_host(lines, "start_session")
+    first, _ = said_by_host(lines, "user_message")
+    cancel = {"type": "cancel", "session_id": SESSION, "reason": "user_cancelled"}
+
+    async with (
+        open_model_server(say("never", delay=60)) as model,
+        open_exchange(tmp_path, OPENAI_BASE_URL=model.base_url) as (host, _),
+    ):
+        link = await host.accept()
+        await link.let_in(init)
+        for burst in ([cancel, start, cancel, first, cancel], [start, first, cancel, cancel]):
+            await link.send(*burst)
+            mark = len(host.heard)
+            await link.until(is_terminal)
+            events = events_of(host.heard[mark:])
+            check_run(events)
+            assert events[-1]["cancelled"] is True
+        # What makes no sense is answered, and nothing else suffers.
+        await link.send(
+            {"type": "from_tomorrow", "session_id": SESSION},
+            {"type": "stop_session", "data": {"session_id": "nobody"}},
+            {**start, "data": {**start["data"], "session_id": "odd", "runtime_type": "cobol"}},
+            {**first, "session_id": "odd"},
+        )
+        frames = await link.until(is_terminal)
+        assert [frame["code"] for frame in frames if frame["type"] == "error"] == [
+            "REMOTE_PROTOCOL"
+        ]
+        assert frames[-1]["session_id"] == "odd"
+        assert events_of(frames)[-1]["code"] == "UNKNOWN_RUNTIME"
+        await link.until(lambda frame: SESSION in frame.get("active_sessions", ()))
+    ends = [event for event in events_of(host.heard) if "execution_" in event["type"]]
+    assert len(ends) == 3
+
+
+async def wait_filled(path: Path) -> None:
+    while True:
+        if path.stat().st_size:
+            return
+        await trio.sleep(0.01)
+
+
+async def test_what_is_said_while_the_link_is_down_follows_in_order(tmp_path: Path) -> None:
+    lines = read_recording("graph-exchange")
+    (init,) = said_by_host(lines, "init")
+    (start,) = said_by_host(lines, "start_session")
+    first, _ = said_by_host(lines, "user_message")
+    may_go_on = trio.Event()
+    tokens = [f"tok{n} " for n in range(20)]
+    steps = [Text(token) for token in tokens]
+    answer = Answer(steps=(steps[0], Gate(may_go_on), *steps[1:], Finish(), Done()))
+
+    async with (
+        open_model_server(answer) as model,
+        open_exchange(tmp_path, OPENAI_BASE_URL=model.base_url) as (host, _),
+    ):
+        link = await host.accept()
+        await link.let_in(init)
+        await link.send(start, first)
+        await link.until(lambda frame: "tok0" in frame.get("data", ""))
+        await link.drop()
+        link = await host.accept()
+        auth = await link.receive()
+        assert "ticket" not in link.path
+        may_go_on.set()  # the VM is not let in yet: it says all this to nobody
+        await wait_filled(tmp_path / "state" / "outbox.jsonl")  # with the usage of the run
+        await link.let_in_with(auth, init)
+        resume = await link.receive()
+        assert resume == {"type": "resume", "pending_ids": []}
+        await link.send({"type": "resume_response", "results": {}})
+        await link.until(is_terminal)
+    events = events_of(host.heard)
+    check_run(events)
+    assert text_of(events) == "".join(tokens) == events[-1]["final_response"]

@@ -114,6 +114,7 @@ export class Answer {
     this.element.dataset.state = state;
     for (const row of this.calls.values()) row.end("stopped", "stopped");
     this.calls.clear();
+    this.prose?.flush();
     this.prose = this.thinking = null;
   }
 
@@ -124,7 +125,8 @@ export class Answer {
   }
 
   #think(event) {
-    if (!event.content) return;
+    // That it is done is what the end of the answer says.
+    if (!event.content || (event.stage === "concluding" && this.text)) return;
     if (!this.thinking) {
       const row = this.#add(new Row("thinking", "Thinking"));
       this.thinking = row;
@@ -134,7 +136,8 @@ export class Answer {
     }
     const row = this.thinking;
     // Models send pieces of words; agents send whole thoughts, which belong on lines of their own.
-    const separator = row.stage && row.stage !== event.stage ? "\n" : "";
+    const isNext = row.stage && row.stage !== event.stage && !row.tail.endsWith("\n");
+    const separator = isNext ? "\n" : "";
     row.stage = event.stage;
     row.text.append(separator + event.content);
     row.tail = (row.tail + separator + event.content).slice(-400);

@@ -32,12 +32,16 @@ export class Prose {
     this.text += text;
     if (this.isScheduled) return;
     this.isScheduled = true; // many chunks of one frame become one rendering
+    requestAnimationFrame(() => this.flush());
     // A tab in the background has no frames, and yet should not fall behind for ever.
-    const later = document.hidden ? (work) => setTimeout(work, 100) : requestAnimationFrame;
-    later(() => {
-      this.isScheduled = false;
-      this.#render();
-    });
+    setTimeout(() => this.flush(), 200);
+  }
+
+  /** Show now what is due. */
+  flush() {
+    if (!this.isScheduled) return;
+    this.isScheduled = false;
+    this.#render();
   }
 
   #render() {

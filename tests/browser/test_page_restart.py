@@ -1,0 +1,50 @@
+"""A page that is open while the host goes away and comes back."""
+
+from __future__ import annotations
+
+import signal
+
+import pytest
+import trio
+from page_kit import ANSWERS, Programs, open_setting, question
+
+from semibot.testing.model_answers import Answer, Behaviour, Hang, Text, say
+from semibot.testing.model_server import RecordedRequest
+
+
+def behave(request: RecordedRequest) -> Behaviour:
+    if question(request).startswith("Talk"):
+        return Answer(steps=(Text("I shall talk "), Hang()))
+    return say("I am well.")
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+async def test_a_page_goes_on_by_itself_after_a_restart(programs: Programs, number: int) -> None:
+    host = programs.host
+    async with open_setting(programs, behave) as setting:
+        page = await setting.open_page()
+        await page.say("How are you?")
+        await page.wait_state("completed")
+        await page.say("Talk for ever")
+        await page.wait(f"{ANSWERS}[1]?.innerText.includes('I shall talk')")
+        if number == signal.SIGTERM:  # once, and it would let the answer end
+            host.process.send_signal(number)
+        await trio.to_thread.run_sync(host.end, number)
+        await page.wait("document.querySelector('#link').innerText === 'Reconnecting…'")
+        await trio.to_thread.run_sync(host.start)
+        await page.wait("document.body.dataset.link === 'up'")
+        await page.wait_state("failed")
+        said = await page.evaluate(f"{ANSWERS}[1].querySelector('.end').innerText")
+        assert said.startswith("This answer was interrupted.")
+        assert await page.turns() == await page.stored(host)
+        # And it can be asked again, with the button that it offers.
+        setting.behave = lambda _: say("Better now.")
+        await page.click(".end button")
+        await page.wait_state("completed", 2)
+        assert await page.turns() == await page.stored(host)
+        assert (await page.turns())[-2:] == [
+            ("user", "Talk for ever"),
+            ("assistant", "Better now."),
+        ]
+        unexpected = [each for each in page.problems if "Failed to load resource" not in each]
+        assert unexpected == []
