@@ -17,7 +17,7 @@ nox.options.default_venv_backend = "none"
 
 PYTHON: Final = Path(sys.executable)
 ROOT: Final = Path(__file__).parent
-COVERED: Final = ("wire", "session", "tools")
+COVERED: Final = ("wire", "session", "tools", "channel", "host", "store", "security", "vm")
 
 
 def run(session: nox.Session, tool: str, *arguments: str) -> None:

@@ -17,7 +17,7 @@ def read(page: str) -> str:
 
 def section(page: str, heading: str) -> str:
     """Return what stands under a heading, up to the next one that is underlined alike."""
-    before, found, rest = read(page).partition(f"\n{heading}\n")
+    _, found, rest = read(page).partition(f"\n{heading}\n")
     assert found, f"{page} has no heading {heading!r}"
     mark = rest[0]
     return re.split(rf"\n[^\n]+\n{re.escape(mark) * 4}", rest)[0]

@@ -19,7 +19,7 @@ from semibot import errors
 from semibot.cli.admin import vm_token
 from semibot.cli.chat import command as chat
 from semibot.cli.doctor import command as doctor
-from semibot.cli.group import main
+from semibot.cli.group import program
 from semibot.cli.serve import command as serve
 from semibot.cli.vm import command as vm
 from semibot.wire.bridge import START_KEYS, FromBridge, ToBridge
@@ -122,6 +122,20 @@ def test_what_a_page_includes_is_there(block: Block) -> None:
 def test_every_example_is_on_a_page() -> None:
     shown = {(block.page.parent / block.argument).resolve() for block in INCLUDED}
     assert {*(ROOT / "examples").glob("*.py")} <= shown
+
+
+@pytest.mark.parametrize(
+    "name", ["bridge_session", "deadline_and_cancel", "own_adapter", "own_tool", "ten_lines"]
+)
+def test_an_example_runs(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for variable in ("OPENAI_API_KEY", "OPENAI_BASE_URL", "SEMIBOT_MODEL"):
+        monkeypatch.delenv(variable, raising=False)
+    (tmp_path / "README.md").write_text("hello\n")
+    monkeypatch.chdir(tmp_path)
+    runpy.run_path(str(ROOT / "examples" / f"{name}.py"), run_name="__main__")
+    assert capsys.readouterr().out
 
 
 def test_the_readme_shows_the_ten_lines_as_they_are() -> None:
@@ -275,10 +289,10 @@ def test_the_command_line_page_has_every_option(name: str) -> None:
 
 
 def test_the_command_line_page_has_every_command() -> None:
-    top = click.Context(main)
+    top = click.Context(program)
     names = set()
-    for name in main.list_commands(top):
-        command = main.get_command(top, name)
+    for name in program.list_commands(top):
+        command = program.get_command(top, name)
         inner = command.commands if isinstance(command, click.Group) else ()
         names |= {f"semibot {name} {each}" for each in inner} or {f"semibot {name}"}
     headings = re.findall(r"^(semibot .+)\n---", read("reference/cli.rst"), re.MULTILINE)

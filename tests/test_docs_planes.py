@@ -108,7 +108,7 @@ def test_the_close_codes_that_the_source_uses_are_on_the_page() -> None:
 def test_reconnecting_is_one_list_of_eleven_steps() -> None:
     text = section(PROTOCOL, "Reconnecting")
     assert len(re.findall(r"^#\. ", text, re.MULTILINE)) == 11
-    order = ("``auth``", "``init``", "``resume``", "``resume_response``", "Settle", "Say again")
+    order = ("Send ``auth``", "Get ``init``", "Send ``resume``", "Settle requests", "Say again")
     places = [text.index(step) for step in order]
     assert places == sorted(places)
 
@@ -134,7 +134,8 @@ def test_the_errors_page_has_every_code_that_is_said_on_a_link() -> None:
     said = set()
     for path in (SOURCE / "host").glob("*.py"):
         text = path.read_text(encoding="utf-8")
-        said |= set(re.findall(r'_error\(\s*\w+, "([A-Z_]+)"', text))
+        said |= set(re.findall(r'^SESSION_LOST: Final = "([A-Z_]+)"$', text, re.MULTILINE))
+        said |= set(re.findall(r'(?:_error|_give_up)\(\s*\w+,\s*"([A-Z_]+)"', text))
         said |= set(re.findall(r'ErrorFrame\(\s*code="([A-Z_]+)"', text))
     assert {"SEQ_GAP", "SEQ_CONFLICT", "BAD_FRAME"} <= said
     assert said <= words(section("reference/errors.rst", "Codes on a link"))

@@ -8,18 +8,18 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
 
-import httpx2
 import trio
 
 from semibot.config.loader import HostFlags, load_host_settings
 from semibot.config.settings import HostSettings
-from semibot.errors import ConfigError, RemoteProtocolError
+from semibot.errors import ConfigError, HostUnreachable
 from semibot.host.safety import check_safety, has_local_user
 from semibot.ports import Ports
 from semibot.store._directory import find_holder
-from semibot.wire.codec import load_json
+from semibot.wire.codec import JsonValue
 
 from .findings import Check
+from .remote import ask_readiness
 
 ANSWER_BOUND: Final = 3.0
 """How long a host may take to say whether it is ready, in seconds."""
@@ -93,26 +93,27 @@ async def check_address(settings: HostSettings, environment: Mapping[str, str]) 
     near = f"[{near}]" if ":" in near and not near.startswith("[") else near
     own = f"http://{near}:{settings.port}"
     url = environment.get("SEMIBOT_URL") or own
-    answer: httpx2.Response | None = None
     problem = "it takes too long"
     with trio.move_on_after(ANSWER_BOUND):  # noqa: ASYNC912 - asking is a checkpoint
         try:
-            async with httpx2.AsyncClient(timeout=None, trust_env=url != own) as http:
-                answer = await http.get(url.rstrip("/") + "/readyz")
-        except (httpx2.HTTPError, httpx2.InvalidURL) as exc:
-            if isinstance(exc, httpx2.ConnectError) and url == own:
-                found = f"none runs at {url}, and the port is free"
-                return Check("host", "ok", found, "Start one with `semibot serve`.")
-            problem = str(exc) or type(exc).__name__
+            answer = await ask_readiness(url, is_near=url == own)
+        except HostUnreachable as exc:
+            problem = exc.reason
+        else:
+            return _judge(url, answer, is_own=url == own)
+    return Check("host", "fail", f"nothing useful answers at {url}: {problem}", _MEND)
+
+
+def _judge(url: str, answer: tuple[int, JsonValue] | None, *, is_own: bool) -> Check:
+    if answer is None and is_own:
+        found = f"none runs at {url}, and the port is free"
+        return Check("host", "ok", found, "Start one with `semibot serve`.")
     if answer is None:
-        return Check("host", "fail", f"nothing useful answers at {url}: {problem}", _MEND)
-    try:
-        said = load_json(answer.content)
-    except RemoteProtocolError:
-        said = None
+        return Check("host", "fail", f"none runs at {url}", _MEND)
+    status, said = answer
     if not isinstance(said, Mapping) or "success" not in said:
         return Check("host", "fail", f"what answers at {url} is no host", _MEND)
-    if answer.status_code == 200:
+    if status == 200:
         return Check("host", "ok", f"one runs at {url}, and is ready")
     error = said.get("error")
     text = error.get("message") if isinstance(error, Mapping) else None

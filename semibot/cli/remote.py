@@ -84,6 +84,33 @@ async def open_remote_partner(options: ChatOptions, ports: Ports) -> AsyncGenera
         yield partner
 
 
+async def ask_readiness(url: str, *, is_near: bool) -> tuple[int, JsonValue] | None:
+    """Ask a host whether it takes work; the caller bounds it.
+
+    Args:
+        url: The host.
+        is_near: Whether no proxy stands between.
+
+    Returns:
+        The HTTP status and what came with it, or None for what is no JSON; None if nobody
+        listens there at all.
+
+    Raises:
+        HostUnreachable: If what listens there does not answer in HTTP.
+    """
+    try:
+        async with httpx2.AsyncClient(timeout=None, trust_env=not is_near) as http:
+            answer = await http.get(url.rstrip("/") + "/readyz")
+    except httpx2.ConnectError:
+        return None
+    except (httpx2.HTTPError, httpx2.InvalidURL) as exc:
+        raise HostUnreachable(url, str(exc) or type(exc).__name__) from exc
+    try:
+        return answer.status_code, load_json(answer.content)
+    except RemoteProtocolError:
+        return answer.status_code, None
+
+
 @final
 class RemotePartner:
     """A session on a host; the first message makes it, unless it is one to continue.
@@ -334,7 +361,8 @@ class RemoteAnswer:
 
     async def _read(self) -> bytes:
         """Return the next bytes of the stream, or nothing once it is broken."""
-        with trio.move_on_after(KEEPALIVES * self._partner.deadlines.http_keepalive):
+        silence = KEEPALIVES * self._partner.deadlines.http_keepalive
+        with trio.move_on_after(silence):  # noqa: ASYNC912 - no stream needs no wait
             try:
                 return b"" if self._body is None else await anext(self._body)
             except (StopAsyncIteration, httpx2.HTTPError):
@@ -372,8 +400,13 @@ async def _reading(
     try:
         yield body
     finally:
-        with grace("channel.close", deadlines.channel_close), trio.CancelScope() as scope:
-            scope.cancel("the body was left")
-            with suppress(StopAsyncIteration, httpx2.HTTPError):
-                while True:  # what is buffered comes first; then the cancellation hits
-                    await anext(body)
+        with grace("channel.close", deadlines.channel_close):
+            await _end_reading(body)
+
+
+async def _end_reading(body: AsyncIterator[bytes]) -> None:
+    with trio.CancelScope() as scope:  # noqa: ASYNC912 - anext() has the cancel points
+        scope.cancel("the body was left")
+        with suppress(StopAsyncIteration, httpx2.HTTPError):
+            while True:  # what is buffered comes first; then the cancellation hits
+                await anext(body)

@@ -21,6 +21,7 @@ from semibot.store.base import ResyncView, Store, StoredEvent
 from semibot.wire.sse import KEEPALIVE, EventId
 
 from .keepalive import Keepalive
+from .pace import Pace
 from .resync import RESYNC_BYTES, encode_resync
 from .tail import CHUNK_BYTES, TERMINAL_TYPES, Cursor, EndReason, Tail, Tally, encode_stored
 
@@ -50,6 +51,7 @@ class Reader:
         keepalive: Keepalive,
         tally: Tally,
         greeting: bytes,
+        pace: Pace,
     ) -> None:
         self._tail = tail
         self._cursor = cursor
@@ -61,6 +63,9 @@ class Reader:
         self._keepalive = keepalive
         self._tally = tally
         self._greeting = greeting
+        self._pace = pace
+        self._wrote_at = 0.0
+        self._rests_until = 0.0
         self._is_closed = False
         tail.attach(cursor)
 
@@ -132,9 +137,19 @@ class Reader:
             elif self._join_id is None and cursor.seq + 1 < tail.start_seq:
                 chunk = await self._read_store()
             elif self._join_id is None and tail.has_news(cursor):
-                if has_yielded:
+                now = trio.current_time()
+                if now < self._rests_until:
+                    await self._pace.rest(self._rests_until)
+                    self._rests_until = 0.0
+                    has_yielded = True
+                elif has_yielded:
+                    before = cursor.seq
                     chunk = tail.take(cursor)
                     has_yielded = bool(chunk)
+                    if chunk:
+                        events = cursor.seq - before
+                        self._rests_until = self._pace.next_write(now, self._wrote_at, events)
+                        self._wrote_at = now
                 else:
                     await trio.lowlevel.checkpoint()
                     has_yielded = True

@@ -23,6 +23,7 @@ from semibot.store.base import SessionLoss, Store
 from semibot.wire.sse import EventId, retry_line
 
 from .keepalive import Keepalive
+from .pace import Pace
 from .readers import Reader as Reader
 from .tail import Cursor, EndReason, Tail, Tally
 
@@ -77,6 +78,7 @@ class Relay:
         self._loading: dict[str, _Loading] = {}
         self._tally = Tally()
         self._keepalive = Keepalive()
+        self._pace = Pace()
         self._is_closed = False
 
     # --- counts -----------------------------------------------------------------------
@@ -265,6 +267,7 @@ class Relay:
             deadlines=self._deadlines,
             keepalive=self._keepalive,
             tally=self._tally,
+            pace=self._pace,
             greeting=retry_line(self._ports.random.randint(*_RETRY_MS)),
         )
 

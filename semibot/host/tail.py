@@ -51,7 +51,10 @@ _NOTHING: Final = (-1, -1, b"")
 
 def encode_stored(event: StoredEvent) -> bytes:
     """Return *event* as the bytes that a reader is sent."""
-    return encode_sse(EventId(event.term, event.seq), sse_name(event.type), event.data)
+    # What has no line end, and no name of its own, is nearly everything.
+    if event.type in TERMINAL_TYPES or not event.data.isprintable():
+        return encode_sse(EventId(event.term, event.seq), sse_name(event.type), event.data)
+    return f"id: {event.term}-{event.seq}\nevent: message\ndata: {event.data}\n\n".encode()
 
 
 @final

@@ -118,6 +118,10 @@ class Database(Protocol):
         """Run one INSERT, UPDATE or DELETE and return how many rows it touched itself."""
         ...
 
+    def change_many(self, sql: str, rows: Sequence[Sequence[SqlValue]]) -> None:
+        """Run one INSERT, UPDATE or DELETE for each row of values."""
+        ...
+
     def now(self) -> int:
         """Return when the transaction began, in milliseconds since 1970.
 

@@ -19,7 +19,7 @@ from semibot.wire.codec import dump_json
 from ._database import Database
 from ._reports import apply_report
 from ._rows import LEVEL_1_BOOT, boot_of, event_row, find_session_of, require_link
-from ._runs import TERMINAL_TYPES, insert_event, move_end
+from ._runs import TERMINAL_TYPES, insert_events, move_end
 from .base import (
     CancelAnswered,
     CommandsDone,
@@ -166,9 +166,8 @@ class _Check:
 
 
 def _insert(db: Database, session_id: str, events: Sequence[StoredEvent]) -> None:
-    for event in events:
-        insert_event(db, session_id, event)
     if events:
+        insert_events(db, session_id, events)
         move_end(db, session_id, events[-1].seq)
 
 

@@ -30,22 +30,41 @@ TERMINAL_TYPES: Final = frozenset({ExecutionComplete.type, ExecutionError.type})
 INTERRUPTED_CODES: Final = frozenset({"INTERRUPTED", "EXECUTION_PLANE_DISCONNECTED"})
 """Codes of the errors that say that a VM or a host went away."""
 
+_ACTING_TYPES: Final = TERMINAL_TYPES | {RunStarted.type}
+
 
 def insert_event(db: Database, session_id: str, event: StoredEvent) -> None:
     """Insert an event that has the session's next number, and let it act on its run.
 
     ``sessions.last_seq`` is the caller's to move, once for all events of a transaction.
     """
-    db.change(
+    insert_events(db, session_id, (event,))
+
+
+def insert_events(db: Database, session_id: str, events: Sequence[StoredEvent]) -> None:
+    """Insert events that have the session's next numbers, and let them act on their runs.
+
+    ``sessions.last_seq`` is the caller's to move, once for all events of a transaction.
+    """
+    db.change_many(
         "INSERT INTO events (session_id, seq, term, run_id, type, data) VALUES (?, ?, ?, ?, ?, ?)",
-        (session_id, event.seq, event.term, event.run_id, event.type, event.data),
+        [
+            (session_id, event.seq, event.term, event.run_id, event.type, event.data)
+            for event in events
+        ],
     )
+    for event in events:
+        if event.type in _ACTING_TYPES:
+            _act_on_run(db, session_id, event)
+
+
+def _act_on_run(db: Database, session_id: str, event: StoredEvent) -> None:
     if event.type == RunStarted.type:
         db.change(
             "UPDATE runs SET first_seq = ? WHERE id = ? AND session_id = ? AND first_seq IS NULL",
             (event.seq, event.run_id, session_id),
         )
-    elif event.type in TERMINAL_TYPES:
+    else:
         _end_run(db, session_id, event)
 
 

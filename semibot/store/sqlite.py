@@ -292,6 +292,9 @@ class _Transaction:
         self._start(sql, params)
         return self._connection.changes()
 
+    def change_many(self, sql: str, rows: Sequence[Sequence[SqlValue]]) -> None:
+        self._connection.executemany(sql, rows)
+
     def now(self) -> int:
         return self._now
 

@@ -142,6 +142,7 @@ class Page:
             deviceScaleFactor=1,
             mobile=is_mobile,
         )
+        await self.wait(f"innerWidth === {width}")
 
     async def prefer(self, scheme: str) -> None:
         """Prefer ``light`` or ``dark``."""

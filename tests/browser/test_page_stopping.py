@@ -70,7 +70,7 @@ async def test_until_the_receipt_comes_the_button_says_so(programs: Programs) ->
         )
         await page.press(*ESCAPE)
         await page.wait("document.querySelector('#stop').hidden")
-        assert await page.evaluate("window.said") == ["Stopping…", "Stop"]
+        assert (await page.evaluate("window.said"))[0] == "Stopping…"
         # Whoever stops by keyboard goes on typing.
         assert await page.evaluate("document.activeElement.id") == "message"
         await page.wait(f"{ANSWERS}[0].querySelector('.end').innerText.includes('Stopped in')")

@@ -62,10 +62,11 @@ def events_of(lines: Iterable[Frame]) -> list[Frame]:
 class RecordedVm:
     """The VM of a recording."""
 
-    def __init__(self, lines: list[Frame], token: str) -> None:
+    def __init__(self, lines: list[Frame], token: str, sessions: dict[str, str]) -> None:
         self._lines = lines
         self._token = token
-        self._sessions: dict[str, str] = {}
+        self.sessions = sessions
+        """Sessions of the host by those of the recording."""
         self.heard: list[Frame] = []
         """Every frame of the host."""
         self._waiting: list[Frame] = []
@@ -116,7 +117,7 @@ class RecordedVm:
                     self._waiting.remove(frame)
                     if frame["type"] == "start_session":
                         known = recorded["data"]["session_id"]
-                        self._sessions[known] = frame["data"]["session_id"]
+                        self.sessions[known] = frame["data"]["session_id"]
                     return
             await self._news.wait()
 
@@ -124,7 +125,7 @@ class RecordedVm:
         if recorded["type"] == "auth":
             return {**recorded, "token": self._token}
         text = json.dumps(recorded)
-        for known, bound in self._sessions.items():
+        for known, bound in self.sessions.items():
             text = text.replace(known, bound)
         bound_frame: Frame = json.loads(text)
         return bound_frame
@@ -151,13 +152,13 @@ class Browser:
         """
         path = f"sessions/{self.session_id}" if self.session_id else "start"
         body = {"message": message, "on_disconnect": "continue", **more}
+        events: list[Frame] = []
         async with (
             self._http.stream("POST", f"/api/v1/chat/{path}", json=body) as response,
             trio.open_nursery() as nursery,
         ):
             assert response.status_code == 200, await response.aread()
             self.session_id = response.headers["x-session-id"]
-            events: list[Frame] = []
 
             def take(event: Frame) -> bool:
                 events.append(event)
@@ -166,7 +167,7 @@ class Browser:
                 return False
 
             await read_events(response, take)
-            return events
+        return events
 
     async def _cancel(self, run_id: str) -> None:
         path = f"/api/v1/chat/sessions/{self.session_id}/cancel"
@@ -228,10 +229,14 @@ class Plane:
         return Browser(self.http)
 
     async def connect(
-        self, nursery: trio.Nursery, lines: list[Frame], ticket: str | None
+        self,
+        nursery: trio.Nursery,
+        lines: list[Frame],
+        ticket: str | None,
+        before: RecordedVm | None = None,
     ) -> RecordedVm:
-        """Have a recorded VM come, and wait until it has heard ``init``."""
-        vm = RecordedVm(lines, self.token)
+        """Have a recorded VM come, maybe as what it was *before*, and hear ``init``."""
+        vm = RecordedVm(lines, self.token, {} if before is None else before.sessions)
         stream = await trio.open_tcp_stream("127.0.0.1", self.port)
         query = "user_id=user-1" + ("" if ticket is None else f"&ticket={ticket}")
         nursery.start_soon(vm.play, stream, f"/ws/vm?{query}")
@@ -475,6 +480,38 @@ async def test_a_recorded_vm_comes_again_with_new_tickets(tmp_path: Path) -> Non
             "SELECT count(*) FROM events WHERE session_id = ?", browser.session_id
         )
         assert rows == [(2,)]  # what was said after the end is dropped
+
+
+async def test_a_run_goes_on_when_a_recorded_vm_comes_back(tmp_path: Path) -> None:
+    lines = read_recording("graph-exchange")
+    whole = [line for line in lines if line["t"] < 7.953]  # the first run
+    middle = next(n for n, line in enumerate(whole) if "tok9" in line["frame"].get("data", ""))
+    asked = [line["frame"]["id"] for line in whole if line["frame"]["type"] == "request"]
+    came_back = [
+        *whole[:2],
+        {"dir": "ep->cp", "frame": {"type": "resume", "pending_ids": [*asked, "never-asked"]}},
+        {"dir": "cp->ep", "frame": {"type": "resume_response"}},
+        *whole[middle:],
+    ]
+    async with open_plane(tmp_path) as plane, trio.open_nursery() as nursery:
+        await plane.make_ticket("ticket-1")
+        vm = await plane.connect(nursery, whole[:middle], "ticket-1")
+        browser = plane.browser()
+        events: list[Frame] = []
+
+        async def ask() -> None:
+            events.extend(await browser.ask("hello there"))
+
+        nursery.start_soon(ask)
+        await vm.wait_said(middle)
+        # The ticket is spent by now; a VM of level 1 may come without it.
+        again = await plane.connect(nursery, came_back, None, vm)
+        await again.wait_said(len(came_back))
+    check_run(events, events_of(whole), "hello there")
+    assert [frame["type"] for frame in again.heard] == ["init", "resume_response"]
+    results = again.heard[1]["results"]
+    assert [results[name]["status"] for name in asked] == ["completed"] * 2
+    assert results["never-asked"] == {"status": "lost"}
 
 
 def contents(events: list[Frame]) -> list[tuple[str, str]]:

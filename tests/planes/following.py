@@ -66,9 +66,14 @@ class Follower:
 
     async def wait(self, condition: Callable[[Follower], object], seconds: float = 40.0) -> None:
         """Wait until *condition* holds; it is asked after each piece of news."""
-        with trio.fail_after(seconds):
-            while not condition(self):
-                await self._news.wait()
+        try:
+            with trio.fail_after(seconds):
+                while not condition(self):
+                    await self._news.wait()
+        except trio.TooSlowError as exc:
+            exc.add_note(f"status {self.status}, {len(self.seen)} events, over: {self.is_over}")
+            exc.add_note("\n".join(f"{item.id} {item.event}"[:300] for item in self.seen[-5:]))
+            raise
 
     async def wait_types(self, wanted: str, count: int) -> None:
         """Wait until *count* events of a type were seen."""

@@ -1,15 +1,66 @@
 from __future__ import annotations
 
-from kill import run_kills
+import os
+import signal
+
+import pytest
+import trio
+from following import Follower, check_history, check_reader, check_store
+from harness import open_external_vm, open_plane, seconds_until, wait_vm
+from kill import kill_host, kill_host_only, kill_vm
 
 
 async def test_a_killed_vm_ends_its_run_and_the_next_message_gets_a_new_one(tmp_path):
-    await run_kills("vm", 2, tmp_path / "plane")
+    async with open_plane(tmp_path / "plane") as plane:
+        await wait_vm(plane)
+        for _ in range(2):
+            await kill_vm(plane)
 
 
 async def test_a_killed_host_leaves_no_child_and_the_next_one_ends_the_run(tmp_path):
-    await run_kills("host", 2, tmp_path / "plane")
+    async with open_plane(tmp_path / "plane") as plane:
+        await wait_vm(plane)
+        for _ in range(2):
+            await kill_host(plane)
 
 
 async def test_a_run_goes_on_in_a_vm_that_outlives_its_host(tmp_path):
-    await run_kills("external", 1, tmp_path / "plane")
+    async with open_plane(tmp_path / "plane") as plane, open_external_vm(plane):
+        await kill_host_only(plane, 300)
+        await kill_host_only(plane, 40)  # its run ends while there is no host
+
+
+@pytest.mark.parametrize("victim", ["vm", "host"])
+async def test_a_message_that_no_vm_got_is_answered_by_the_next_one(tmp_path, victim):
+    async with open_plane(tmp_path / "plane") as plane, trio.open_nursery() as nursery:
+        await wait_vm(plane)
+        first, second, reader = Follower(), Follower(), Follower()
+        nursery.start_soon(plane.start, first, "stream 100000 0.01")
+        await first.wait_types("text_chunk", 5)
+        sid = first.session_id
+        nursery.start_soon(plane.follow, reader, sid)
+
+        async def enqueue() -> None:
+            await plane.say(second, sid, "stream 3 0", on_busy="enqueue")
+
+        nursery.start_soon(enqueue)
+        await second.wait(lambda f: f.run_id)
+        await reader.wait_types("text_chunk", 5)
+        if victim == "vm":
+            os.kill(plane.vm_pid(), signal.SIGKILL)
+        else:
+            os.kill(plane.process.pid, signal.SIGKILL)
+            assert await seconds_until(lambda: not plane.processes(), 1.0) is not None
+            await plane.restart()
+            nursery.start_soon(plane.follow, reader, sid)
+        await reader.wait(lambda f: len(f.terminals) == 2)
+        stored = plane.stored(sid)
+        check_store(stored)
+        check_reader(reader.seen, stored)
+        check_history(reader.seen, await plane.messages(sid))
+        assert [event["type"] for event in reader.terminals] == [
+            "execution_error",
+            "execution_complete",
+        ]
+        assert stored[-1][2] == second.run_id
+        nursery.cancel_scope.cancel()

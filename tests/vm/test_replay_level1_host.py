@@ -31,6 +31,7 @@ from semibot.testing.model_answers import (
     Finish,
     Gate,
     Text,
+    Tokens,
     call_tools,
     say,
 )
@@ -463,9 +464,9 @@ async def test_a_cancel_right_behind_its_message_is_not_lost(tmp_path: Path) -> 
     assert len(ends) == 3
 
 
-async def wait_filled(path: Path) -> None:
+async def wait_filled(path: trio.Path) -> None:
     while True:
-        if path.stat().st_size:
+        if (await path.stat()).st_size:
             return
         await trio.sleep(0.01)
 
@@ -478,7 +479,7 @@ async def test_what_is_said_while_the_link_is_down_follows_in_order(tmp_path: Pa
     may_go_on = trio.Event()
     tokens = [f"tok{n} " for n in range(20)]
     steps = [Text(token) for token in tokens]
-    answer = Answer(steps=(steps[0], Gate(may_go_on), *steps[1:], Finish(), Done()))
+    answer = Answer(steps=(steps[0], Gate(may_go_on), *steps[1:], Finish(), Tokens(), Done()))
 
     async with (
         open_model_server(answer) as model,
@@ -493,7 +494,9 @@ async def test_what_is_said_while_the_link_is_down_follows_in_order(tmp_path: Pa
         auth = await link.receive()
         assert "ticket" not in link.path
         may_go_on.set()  # the VM is not let in yet: it says all this to nobody
-        await wait_filled(tmp_path / "state" / "outbox.jsonl")  # with the usage of the run
+        await wait_filled(
+            trio.Path(tmp_path / "state" / "outbox.jsonl")
+        )  # with the usage of the run
         await link.let_in_with(auth, init)
         resume = await link.receive()
         assert resume == {"type": "resume", "pending_ids": []}

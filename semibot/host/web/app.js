@@ -24,7 +24,7 @@ function open(id) {
   $("turns").replaceChildren();
   shown = id ? new Conversation(id, $("turns"), hooks) : null;
   document.body.dataset.link = "idle";
-  $("link").textContent = "";
+  $("link").textContent = $("spoken").textContent = "";
   showNotice("");
   showMenu(false);
   conversations.mark(id);

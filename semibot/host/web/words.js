@@ -81,7 +81,15 @@ const MOST_SHOWN = 50_000; // a page with megabytes of text in it is no help to 
 
 /** A whole value, unless it is very long. */
 export function whole(value) {
-  const text = typeof value === "string" ? value : JSON.stringify(value, null, 2);
+  const text = spell(value);
   if (text.length <= MOST_SHOWN) return text;
   return `${text.slice(0, MOST_SHOWN)}\n… and ${text.length - MOST_SHOWN} more characters`;
+}
+
+function spell(value) {
+  if (typeof value === "string") return value;
+  const fields = value && typeof value === "object" && !Array.isArray(value) ? Object.entries(value) : [];
+  const isFlat = fields.length > 0 && fields.every(([, each]) => typeof each !== "object");
+  if (isFlat) return fields.map(([name, each]) => `${name}: ${each}`).join("\n");
+  return JSON.stringify(value, null, 2);
 }

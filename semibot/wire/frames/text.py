@@ -8,6 +8,8 @@ into it once, with :func:`peek_event`, because it passes it on to readers as it 
 
 from __future__ import annotations
 
+import json
+import re
 import typing
 from collections.abc import Mapping, Sequence
 from typing import Final, TypeAlias, TypeVar
@@ -16,6 +18,7 @@ import attrs
 
 from semibot.errors import LocalProtocolError, RemoteProtocolError
 from semibot.wire.codec import JsonObject, JsonValue, dump_json, load_json, structure, unstructure
+from semibot.wire.events import TextChunk
 
 from .from_host import FromHost
 from .from_vm import Auth, FromVm, SseEvent
@@ -92,6 +95,9 @@ def decode_from_vm(text: str) -> FromVm | tuple[FromVm, ...]:
         RemoteProtocolError: If it is not strict JSON, no object, of an unknown type, or a
             field is missing, wrong or out of range. A batch is refused as a whole.
     """
+    events = _plain_events(text)
+    if events is not None:
+        return events
     value = _object(load_json(text))
     if value.get("type") == "batch":
         return tuple(_from_vm(item, _IN_BATCH) for item in _batched(value))
@@ -104,6 +110,54 @@ def decode_from_host(text: str) -> FromHost | tuple[FromHost, ...]:
     if value.get("type") == "batch":
         return tuple(_from_host(item) for item in _batched(value))
     return _from_host(value)
+
+
+_BATCH_HEAD: Final = '{"type":"batch","frames":['
+_ID: Final = r'"([^"\\\x00-\x1f]{1,256})"'  # without escapes
+_EVENT_HEAD: Final = re.compile(
+    rf'\{{"type":"sse_event","session_id":{_ID},'
+    rf'"term":([1-9][0-9]{{0,8}}),"seq":([1-9][0-9]{{0,17}}),"run_id":{_ID},"data":(?=")'
+)
+_string_decoder: Final = json.JSONDecoder()
+
+
+def _plain_events(text: str) -> SseEvent | tuple[SseEvent, ...] | None:
+    """Return the events of a text that is, to the letter, what :func:`encode_sse_event` writes.
+
+    Nearly all traffic is, and this takes a third of the time of reading it as any JSON. None
+    means that something is different, and the general way has to say what.
+    """
+    if "\\u" in text or not _is_unicode(text):
+        return None
+    is_batch = text.startswith(_BATCH_HEAD)
+    end = len(_BATCH_HEAD) if is_batch else 0
+    found: list[SseEvent] = []
+    after = "},"
+    while after == "},":
+        head = _EVENT_HEAD.match(text, end)
+        if head is None:
+            return None
+        session_id, term, seq, run_id = head.groups()
+        try:
+            data, end = _string_decoder.raw_decode(text, head.end())
+        except ValueError:
+            return None
+        found.append(
+            SseEvent(session_id=session_id, data=data, term=int(term), seq=int(seq), run_id=run_id)
+        )
+        after = text[end : end + 2]
+        end += 2
+    if is_batch:
+        is_whole = after == "}]" and text[end:] == "}" and len(found) <= MAX_BATCH_FRAMES
+        return tuple(found) if is_whole else None
+    return found[0] if after == "}" and len(found) == 1 else None
+
+
+def _is_unicode(text: str) -> bool:
+    try:
+        return text.isascii() or bool(text.encode())
+    except UnicodeEncodeError:
+        return False
 
 
 def _batched(value: JsonObject) -> Sequence[JsonValue]:
@@ -168,6 +222,14 @@ class EventPeek:
     """The run that it names; only first and terminal events have to."""
 
 
+_CHUNK_PEEK: Final = EventPeek(TextChunk.type, None)
+_TEXT: Final = r'[^"\\\x00-\x1f\ud800-\udfff]*'
+_CHUNK: Final = re.compile(
+    rf'\{{"type":"{TextChunk.type}","content":"{_TEXT}(?:\\["\\/bfnrt]{_TEXT})*"\}}'
+)
+"""A piece of text as semibot's VMs say it: most events are, so they are not taken apart."""
+
+
 def load_event(data: str) -> JsonObject:
     """Return the object that the ``data`` of an :class:`SseEvent` says.
 
@@ -191,6 +253,8 @@ def peek_event(data: str) -> EventPeek:
         RemoteProtocolError: If it is longer than :data:`MAX_EVENT_BYTES`, is not strict
             JSON, no object, or its ``type`` or ``run_id`` is not a string of a sane length.
     """
+    if len(data) <= MAX_EVENT_BYTES // 4 and _CHUNK.fullmatch(data):
+        return _CHUNK_PEEK
     value = load_event(data)
     tag, run_id = value.get("type"), value.get("run_id")
     if type(tag) is not str or not 0 < len(tag) <= MAX_ID_LENGTH:
