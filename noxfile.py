@@ -7,6 +7,7 @@ runs one, and ``nox -s tests -- -k name`` hands arguments to pytest.
 from __future__ import annotations
 
 import os
+import shutil
 import sys
 from pathlib import Path
 from typing import Final
@@ -28,10 +29,26 @@ def run(session: nox.Session, tool: str, *arguments: str) -> None:
 
 @nox.session
 def install(session: nox.Session) -> None:
-    """Install semibot from this directory, and the tools of the ``dev`` group."""
+    """Install semibot from this directory, the tools of the ``dev`` group, and a browser."""
     project = nox.project.load_toml("pyproject.toml")
     tools = nox.project.dependency_groups(project, "dev")
     session.run(str(PYTHON), "-m", "pip", "install", "--quiet", "--editable", ".", *tools)
+    install_chromium(session)
+
+
+def install_chromium(session: nox.Session) -> None:
+    """Install Chromium, which the tests of the page need, where it is missing and may be."""
+    if any(map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))):
+        return
+    if shutil.which("apt-get") is None or os.geteuid() != 0:
+        session.warn("tests/browser need Chromium; as root: apt-get install chromium")
+        return
+    for command in (
+        ("update",),
+        ("install", "-y", "--no-install-recommends", "chromium", "fonts-dejavu-core"),
+    ):
+        asks_nothing = {"DEBIAN_FRONTEND": "noninteractive"}
+        session.run("apt-get", "-q", *command, env=asks_nothing, silent=True, external=True)
 
 
 @nox.session
@@ -96,3 +113,11 @@ def tests(session: nox.Session) -> None:
     run(session, "coverage", "report")
     for room in COVERED:
         run(session, "coverage", "report", f"--include=semibot/{room}/*", "--fail-under=95")
+
+
+@nox.session(default=False, venv_backend="venv")
+def bench(session: nox.Session) -> None:
+    """Compare semibot's host with plain relays; ``-- --quick`` takes a minute, not ten."""
+    project = nox.project.load_toml("pyproject.toml")
+    session.install("--editable", ".", *nox.project.dependency_groups(project, "bench"))
+    session.run("python", "tests/bench/bench.py", *session.posargs)

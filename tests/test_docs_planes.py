@@ -145,10 +145,8 @@ def test_the_errors_page_has_every_code_that_is_said_on_a_link() -> None:
 
 
 def test_the_http_page_has_every_route() -> None:
-    told = [row[0].strip("`") for row in rows(section(HTTP, "Routes"))][1:]
-    assert told == [f"{route.method} {route.path}" for route in ROUTES] or sorted(told) == sorted(
-        f"{route.method} {route.path}" for route in ROUTES
-    )
+    told = [row[0].strip("`") for row in rows(section(HTTP, "Routes"))]
+    assert sorted(told[1:]) == sorted(f"{route.method} {route.path}" for route in ROUTES)
 
 
 def test_the_http_page_has_every_parameter_and_header_of_a_route() -> None:
@@ -242,7 +240,7 @@ def test_the_page_about_vms_has_every_mode_and_status() -> None:
     assert {*get_args(VmMode), *get_args(VmStatus), "missing"} <= told
 
 
-def test_the_variables_of_a_vm_are_told_as_a_list(tmp_path: Path) -> None:
+def test_the_page_about_vms_has_every_variable_that_they_get() -> None:
     told = words(section(START_VMS, "Variables of a VM"))
     given = {
         name

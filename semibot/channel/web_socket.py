@@ -59,8 +59,8 @@ class _WatchedStream(trio.abc.Stream):
 
     def __init__(self, stream: ByteStream) -> None:
         self._stream = stream
-        self.heard_at = trio.current_time()
-        self.has_ended = trio.Event()
+        self.heard_at: float = trio.current_time()
+        self.has_ended: trio.Event = trio.Event()
 
     async def send_all(self, data: bytes | bytearray | memoryview) -> None:
         try:

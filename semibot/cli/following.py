@@ -36,7 +36,7 @@ class Following:
     """
 
     def __init__(self, run_id: str) -> None:
-        self.run_id = run_id
+        self.run_id: str = run_id
         """The run that is followed."""
         self.last_id: str | None = None
         """The newest event of the stream; where to take it up again."""

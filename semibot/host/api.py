@@ -86,7 +86,8 @@ class Api:
 
     def _view(self, route: Route, handler: Handler) -> _View:
         async def view(**params: str) -> quart.Response:
-            request = cast("Request", quart.request.scope["semibot.request"])  # type: ignore[typeddict-item]  # ours
+            scope = cast("Scope", quart.request.scope)
+            request = cast("Request", scope["semibot.request"])
             try:
                 principal = None if route.is_public else self._identify(request)
                 body = None if route.body is None else await self._body(request, route, route.body)

@@ -246,7 +246,7 @@ class ChatRoutes:
             except (StoreError, NotFound, DeadlineExceeded) as exc:
                 # The message is stored, so this is no error of the request any more.
                 log.warning("a run cannot be followed", run_id=accepted.run_id, error=str(exc))
-        if accepted is None:
+        if accepted is None:  # pyright: ignore[reportUnnecessaryComparison] - the grace ran out
             raise StoreError("storing a message takes too long")
         return accepted, reader
 

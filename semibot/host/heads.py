@@ -21,7 +21,8 @@ MAX_CHUNK_LINE: Final = 1024
 
 _DROPPED: Final = (b"sec-websocket-extensions", b"http2-settings")
 _REQUEST_LINE: Final = re.compile(rb"[!-~]+ [!-~]+ HTTP/1\.[01]")
-_SIZE: Final = re.compile(rb"[0-9A-Fa-f]{1,15}")
+_CHUNK_SIZE: Final = re.compile(rb"([0-9A-Fa-f]{1,15})(?:[ \t]*;[\t -~\x80-\xff]*)?[ \t]*")
+_STRAY_LINE_END: Final = re.compile(rb"[\x00\r\n]")
 _LENGTH: Final = re.compile(rb"[0-9]{1,18}")
 
 _State: TypeAlias = Literal["head", "body", "chunk_size", "chunk", "trailers", "upgraded"]
@@ -47,7 +48,7 @@ class HeadFilter:
         self._state: _State = "head"
         self._buffer = bytearray()
         self._left = 0
-        self.requests = 0
+        self.requests: int = 0
         """How many heads were passed on."""
 
     @property
@@ -105,15 +106,17 @@ class HeadFilter:
         kept = [request]
         lengths: set[bytes] = set()
         is_chunked = wants_websocket = False
+        may_upgrade = request.startswith(b"GET ") and _is_handshake(lines)
         for line in lines:
             name, colon, value = line.partition(b":")
             lowered, value = name.lower(), value.strip(b" \t")
-            if not colon or not name or name != name.strip(b" \t"):
+            # The parser would take a line feed alone for the end of a line, or of the head.
+            if not colon or not name or name != name.strip(b" \t") or _STRAY_LINE_END.search(line):
                 raise BadHead(400, "a header is malformed")
             if lowered in _DROPPED:
                 continue
             if lowered == b"upgrade":
-                if value.lower() != b"websocket":
+                if value.lower() != b"websocket" or not may_upgrade:
                     continue
                 wants_websocket = True
             elif lowered == b"content-length":
@@ -165,9 +168,27 @@ class HeadFilter:
             if not line:
                 self._state = "head"
             return
-        size = _SIZE.match(line)
+        size = _CHUNK_SIZE.fullmatch(line)
         if size is None:
             raise BadHead(400, "a chunk of the body is malformed")
-        length = int(size.group(), 16)
+        length = int(size[1], 16)
         # The two bytes behind a chunk are its line end.
         self._state, self._left = ("chunk", length + 2) if length else ("trailers", 0)
+
+
+def _is_handshake(lines: list[bytes]) -> bool:
+    """Return whether the parser will take a GET for a WebSocket's handshake, and answer it.
+
+    From there on bytes go through unseen, so whatever is anything less must stay a request:
+    it would be followed by others, or stay open for ever after its refusal.
+    """
+    said: dict[bytes, bytes] = {}
+    for line in lines:
+        name, _, value = line.partition(b":")
+        said[name.lower()] = value.strip(b" \t").lower()
+    tokens = [token.strip(b" \t") for token in said.get(b"connection", b"").split(b",")]
+    return (
+        b"upgrade" in tokens
+        and said.get(b"sec-websocket-version") == b"13"
+        and b"sec-websocket-key" in said
+    )

@@ -115,7 +115,7 @@ class LegacySessions:
         self._deadlines = deadlines
         self._sessions: dict[str, _Session] = {}
         self._changed = trio.Event()
-        self.dropped = 0
+        self.dropped: int = 0
         """Events that came while no run was open."""
 
     # --- what the host does -----------------------------------------------------------

@@ -211,30 +211,32 @@ class Metrics:
     """Everything that one host counts."""
 
     def __init__(self) -> None:
-        self.ws_connections_active = Gauge("ws_connections_active", "Links of VMs that are up.")
-        self.ws_sessions_per_connection = Gauge(
+        self.ws_connections_active: Gauge = Gauge(
+            "ws_connections_active", "Links of VMs that are up."
+        )
+        self.ws_sessions_per_connection: Gauge = Gauge(
             "ws_sessions_per_connection", "Sessions that a user's VM holds.", "user_id"
         )
-        self.ws_messages_sent_total = Counter(
+        self.ws_messages_sent_total: Counter = Counter(
             "ws_messages_sent_total", "Frames written to VMs.", "type"
         )
-        self.ws_messages_received_total = Counter(
+        self.ws_messages_received_total: Counter = Counter(
             "ws_messages_received_total", "Frames read from VMs.", "type"
         )
-        self.ws_reconnections_total = Counter(
+        self.ws_reconnections_total: Counter = Counter(
             "ws_reconnections_total", "Links of VM processes that had one before."
         )
-        self.ws_request_duration_seconds = Histogram(
+        self.ws_request_duration_seconds: Histogram = Histogram(
             "ws_request_duration_seconds", "Time to answer a VM's request.", "method"
         )
-        self.sse_buffer_size = Gauge(
+        self.sse_buffer_size: Gauge = Gauge(
             "sse_buffer_size", "Bytes of events kept in memory for readers.", "session_id"
         )
-        self.sse_events_forwarded_total = Counter(
+        self.sse_events_forwarded_total: Counter = Counter(
             "sse_events_forwarded_total", "Events written to readers."
         )
-        self.sse_readers_active = Gauge("sse_readers_active", "Event streams that are open.")
-        self.http_requests_total = Counter(
+        self.sse_readers_active: Gauge = Gauge("sse_readers_active", "Event streams that are open.")
+        self.http_requests_total: Counter = Counter(
             "http_requests_total", "Answers, by method and status.", "method", "status"
         )
 

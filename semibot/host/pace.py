@@ -1,8 +1,8 @@
 """How often readers are written to while events keep coming.
 
-A write costs a hundred times what one more event in it costs. So a first event goes out at
-once, and what follows it closely is gathered: always for a moment, and for longer the more
-readers are busy, once events come faster than each could have a write of its own.
+A write costs a hundred times what one more event in it costs. As long as each event can have
+a write of its own, it gets one at once. Once events come faster, a reader that was written to
+rests for a while, longer the more readers are busy, and what comes meanwhile is gathered.
 """
 
 from __future__ import annotations
@@ -11,17 +11,14 @@ from typing import Final, final
 
 import trio
 
-SHORTEST: Final = 0.002
-"""The least time between two writes to one reader, in seconds."""
-
-LONGEST: Final = 0.1
-"""The most, in seconds; text still flows for who reads it."""
-
 AFFORDED: Final = 1500.0
 """Writes a second, to all readers together, that leave time for everything else."""
 
 BUSY: Final = 2 * AFFORDED
-"""Events a second from which on writes are rationed."""
+"""Events taken by readers in a second from which on they rest."""
+
+LONGEST: Final = 0.1
+"""The longest rest, in seconds; text still flows for who reads it."""
 
 WINDOW: Final = 0.05
 """Over how long things are counted, in seconds."""
@@ -29,7 +26,7 @@ WINDOW: Final = 0.05
 
 @final
 class Pace:
-    """Counts what readers take, over all sessions."""
+    """Counts what readers take, over all sessions, and lets them rest."""
 
     def __init__(self) -> None:
         self._window = 0
@@ -38,23 +35,8 @@ class Pace:
         self._has_keeper = False
         self._resting = trio.lowlevel.ParkingLot()
 
-    async def rest(self, until: float) -> None:
-        """Wait until about *until*, or until the first of those who rest has waited.
-
-        So there is one timer for all, and they write together.
-        """
-        if self._has_keeper:
-            await self._resting.park()
-            return
-        self._has_keeper = True
-        try:
-            await trio.sleep_until(until)
-        finally:
-            self._has_keeper = False
-            self._resting.unpark_all()
-
-    def next_write(self, now: float, last_write: float, events: int) -> float:
-        """Note a write, and return when the next one to this reader may be.
+    def rest_after(self, now: float, last_write: float, events: int) -> float:
+        """Note a write to a reader, and return how long it is to rest, in seconds; mostly 0.
 
         Args:
             now: On Trio's clock.
@@ -63,14 +45,28 @@ class Pace:
         """
         window = int(now / WINDOW)
         if window != self._window:
-            was_before = window == self._window + 1
-            self._readers_before = self._readers if was_before else 0
-            self._events_before = self._events if was_before else 0
+            is_next = window == self._window + 1
+            self._readers_before = self._readers if is_next else 0
+            self._events_before = self._events if is_next else 0
             self._window, self._readers, self._events = window, 0, 0
         self._events += events
         self._readers += int(last_write / WINDOW) != window
-        rest = SHORTEST
-        if max(self._events, self._events_before) > BUSY * WINDOW:
-            readers = max(self._readers, self._readers_before)
-            rest = min(max(SHORTEST, readers / AFFORDED), LONGEST)
-        return now + rest
+        if max(self._events, self._events_before) <= BUSY * WINDOW:
+            return 0.0
+        return min(max(self._readers, self._readers_before) / AFFORDED, LONGEST)
+
+    async def rest(self, until: float) -> None:
+        """Wait until *until*, or until another reader that rests has waited long enough.
+
+        So one timer does for all, and they write together, with time for input in between.
+        """
+        if self._has_keeper:
+            # The keeper wakes us, also when it is cancelled.
+            await self._resting.park()
+            return
+        self._has_keeper = True
+        try:
+            await trio.sleep_until(until)
+        finally:
+            self._has_keeper = False
+            self._resting.unpark_all()

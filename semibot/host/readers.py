@@ -148,7 +148,8 @@ class Reader:
                     has_yielded = bool(chunk)
                     if chunk:
                         events = cursor.seq - before
-                        self._rests_until = self._pace.next_write(now, self._wrote_at, events)
+                        rest = self._pace.rest_after(now, self._wrote_at, events)
+                        self._rests_until = now + rest
                         self._wrote_at = now
                 else:
                     await trio.lowlevel.checkpoint()

@@ -85,7 +85,7 @@ class BoundedStream:
         self._reads_until = math.inf
         self._reading: trio.CancelScope | None = None
         self._is_aborted = False
-        self.is_stalled = False
+        self.is_stalled: bool = False
         """Whether the connection was ended because the peer accepted nothing."""
 
     @property

@@ -94,7 +94,7 @@ class Cursor:
         """
         if term <= self.term:
             return
-        self.term = term
+        self.term: int = term
         if self.shown > base_seq:
             self.needs_resync = True
             self.shown = base_seq
@@ -123,17 +123,17 @@ class Tail:
         on_use: Callable[[Tail], None],
     ) -> None:
         self.session_id: Final = session_id
-        self.term = term
+        self.term: int = term
         """Fencing counter of the events to come."""
-        self.start_seq = committed_seq + 1
+        self.start_seq: int = committed_seq + 1
         """First number of the window; what is older is in the store."""
-        self.committed_seq = committed_seq
+        self.committed_seq: int = committed_seq
         """Everything up to here is in the store."""
-        self.published_seq = committed_seq
+        self.published_seq: int = committed_seq
         """Everything up to here may be shown."""
-        self.received_seq = committed_seq
+        self.received_seq: int = committed_seq
         """Newest number that has arrived."""
-        self.is_settled = False
+        self.is_settled: bool = False
         """Whether the VM has said everything that it had from before this tail (section 4)."""
         # Of each event in the window; a list beats a deque, because readers slice.
         self._frames: list[bytes] = []

@@ -7,7 +7,7 @@ Events come from a VM (``_intake``) or, where no VM can say them, from the host
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Final, cast
 
 from semibot.errors import RemoteProtocolError

@@ -42,7 +42,7 @@ class StoreUser:
     def __init__(self, store: Store, user_id: str, link: LinkRef) -> None:
         self.store = store
         self.id = user_id
-        self.link = link
+        self.link: LinkRef = link
         """The newest link; :meth:`dial` makes another."""
         self._dial = 1
         self._count = 0

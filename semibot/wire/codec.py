@@ -365,7 +365,8 @@ def _omit_none(as_type: type, converter: cattrs.Converter) -> Callable[[object],
         for field in attrs.fields(as_type)
         if field.default is None
     }
-    return make_dict_unstructure_fn(as_type, converter, **fields)  # type: ignore[arg-type]  # one override a field
+    # One override a field, which the types of its other parameters do not foresee.
+    return make_dict_unstructure_fn(as_type, converter, **fields)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType, reportUnknownVariableType]
 
 
 def _is(alias: object) -> Callable[[object], bool]:

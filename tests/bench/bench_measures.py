@@ -128,9 +128,7 @@ async def measure_latency(peer: Peer, sessions: int, rate: int, seconds: float) 
             return Latency(cuts[49] * 1e6, cuts[98] * 1e6, cpu / count * 1e6)
 
 
-async def _read_promptly(
-    reader: Reader, which: int, note: Callable[[int, int], None]
-) -> None:
+async def _read_promptly(reader: Reader, which: int, note: Callable[[int, int], None]) -> None:
     await reader.read(0.0, lambda number: note(which, number))
 
 
@@ -145,6 +143,4 @@ async def measure_memory(peer: Peer, links: int) -> float:
             held += [await plane.open_idle_link(some + number) for number in range(links)]
             await trio.sleep(0.5)
             grown = plane.server.rss_bytes() - before
-            for link in held:
-                await trio.aclose_forcefully(link.stream)
             return grown / links / 1024

@@ -8,8 +8,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import AsyncGenerator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncGenerator, Generator
+from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Protocol
 
@@ -51,7 +51,7 @@ class ServerProcess:
 async def open_process(program: str, *arguments: str) -> AsyncGenerator[ServerProcess]:
     """Run one of the programs in ``servers`` until the block is left."""
     command = [sys.executable, str(SERVERS / program), *arguments]
-    process = subprocess.Popen(
+    process = subprocess.Popen(  # noqa: ASYNC220 - it takes no time worth a thread
         command, stdout=subprocess.PIPE, env={**os.environ, "BENCH_SECRET": SECRET}
     )
     try:
@@ -65,6 +65,16 @@ async def open_process(program: str, *arguments: str) -> AsyncGenerator[ServerPr
         process.stdout.close()
 
 
+@contextmanager
+def closing_all(streams: list[trio.SocketStream]) -> Generator[None]:
+    """Close connections when the block is left, before their server is killed."""
+    try:
+        yield
+    finally:
+        for stream in streams:
+            stream.socket.close()
+
+
 # --- what a measurement sees ----------------------------------------------------------
 
 
@@ -72,6 +82,8 @@ class Plane(Protocol):
     """A running server with at most one VM that carries sessions."""
 
     server: ServerProcess
+    streams: list[trio.SocketStream]
+    """Its connections, closed with it."""
 
     async def open_sessions(self, count: int) -> tuple[Link, list[Line], list[Reader]]:
         """Link a VM that holds *count* sessions, each with one reader."""
@@ -105,11 +117,13 @@ class SemibotPlane:
 
     server: ServerProcess
     _tokens: Tokens
+    streams: list[trio.SocketStream] = attrs.field(factory=list)
     _acked: dict[str, int] = attrs.field(factory=dict[str, int])
 
     async def open_idle_link(self, number: int) -> Link:
         user = f"user-{number}"
         link = await open_link(self.server.port, f"/ws/vm?user_id={user}")
+        self.streams.append(link.stream)
         await link.send(
             type="auth",
             token=self._tokens.make_vm_token(user, ORG),
@@ -135,6 +149,7 @@ class SemibotPlane:
             body = {"message": "go on", "on_disconnect": "continue"}
             path = "/api/v1/chat/start"
             readers.append(await open_reader(self.server.port, "POST", path, body, token))
+            self.streams.append(readers[-1].stream)
 
         async with trio.open_nursery() as nursery:
             for _ in range(count):
@@ -192,7 +207,9 @@ class SemibotPeer:
         tokens = Tokens(Secret(SECRET), ports.wall_clock, 3600.0)
         with tempfile.TemporaryDirectory(prefix="semibot-bench-") as directory:
             async with open_process("semibot_host.py", directory, str(users)) as server:
-                yield SemibotPlane(server, tokens)
+                plane = SemibotPlane(server, tokens)
+                with closing_all(plane.streams):
+                    yield plane
 
 
 # --- plain relays ---------------------------------------------------------------------
@@ -203,9 +220,11 @@ class RelayPlane:
     """A relay that knows no runs, tokens or disks."""
 
     server: ServerProcess
+    streams: list[trio.SocketStream] = attrs.field(factory=list)
 
     async def open_idle_link(self, number: int) -> Link:
         link = await open_link(self.server.port, f"/ws/vm?user_id=user-{number}")
+        self.streams.append(link.stream)
         await link.send(type="heartbeat", session_id="")
         return link
 
@@ -217,6 +236,7 @@ class RelayPlane:
             await open_reader(self.server.port, "GET", f"/stream/{line.session_id}")
             for line in lines
         ]
+        self.streams += [reader.stream for reader in readers]
         return link, lines, readers
 
     async def drain(self, link: Link, lines: list[Line]) -> None:
@@ -238,7 +258,9 @@ class RelayPeer:
     @asynccontextmanager
     async def open(self, users: int) -> AsyncGenerator[Plane]:
         async with open_process(self.program) as server:
-            yield RelayPlane(server)
+            plane = RelayPlane(server)
+            with closing_all(plane.streams):
+                yield plane
 
 
 PEERS: tuple[Peer, ...] = (

@@ -89,7 +89,11 @@ async def _dial(port: int, *, buffer_bytes: int | None = None) -> trio.SocketStr
     plain = trio.socket.socket(socket.AF_INET, socket.SOCK_STREAM)
     if buffer_bytes is not None:
         plain.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, buffer_bytes)
-    await plain.connect(("127.0.0.1", port))
+    try:
+        await plain.connect(("127.0.0.1", port))
+    except BaseException:
+        plain.close()
+        raise
     return trio.SocketStream(plain)
 
 

@@ -144,11 +144,12 @@ class Page:
         )
         await self.wait(f"innerWidth === {width}")
 
-    async def prefer(self, scheme: str) -> None:
-        """Prefer ``light`` or ``dark``."""
+    async def prefer(self, scheme: str = "light", motion: str = "no-preference") -> None:
+        """Prefer ``light`` or ``dark``, and ``reduce`` motion or not."""
+        features = {"prefers-color-scheme": scheme, "prefers-reduced-motion": motion}
         await self.send(
             "Emulation.setEmulatedMedia",
-            features=[{"name": "prefers-color-scheme", "value": scheme}],
+            features=[{"name": name, "value": value} for name, value in features.items()],
         )
 
     async def screenshot(self) -> bytes:

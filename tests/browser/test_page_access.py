@@ -116,6 +116,7 @@ async def test_a_small_screen_shows_everything_without_scrolling_sideways(
     async with open_setting(programs, behave) as setting:
         page = await setting.open_page()
         await page.resize(320, 640, is_mobile=True)
+        await page.prefer(motion="reduce")  # what slides in cannot be clicked in passing
         await show_everything(page)
         for element in ("documentElement", "querySelector('#scroll')"):
             width = await page.evaluate(f"document.{element}.scrollWidth")
@@ -218,10 +219,7 @@ async def test_the_end_is_followed_only_by_who_is_there_and_nothing_jumps(
         await page.wait(f"{distance} < 2 && document.querySelector('#to-end').hidden")
         assert sum(await page.evaluate("window.shifts")) < 0.01
         # Nothing moves for those who do not want it.
-        await page.send(
-            "Emulation.setEmulatedMedia",
-            features=[{"name": "prefers-reduced-motion", "value": "reduce"}],
-        )
+        await page.prefer(motion="reduce")
         assert await page.evaluate("document.getAnimations().length") == 0
         await page.press(*ESCAPE)
         await page.wait_state("cancelled")

@@ -57,7 +57,7 @@ async def test_the_picture_of_the_readme_can_be_taken(programs: Programs) -> Non
             "Page.addScriptToEvaluateOnNewDocument",
             source="Date.prototype.toLocaleTimeString = () => '10:24'",
         )
-        await page.prefer("light")
+        await page.prefer("light", "reduce")
         await page.reload()
         for words in ("Why does this test take so long?", "Draft an announcement"):
             await page.say(words)

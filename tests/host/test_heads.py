@@ -16,7 +16,8 @@ CHUNKED = (
     b"3;name=value\r\nabc\r\n0\r\nTrailer: t\r\n\r\n"
 )
 UPGRADE = (
-    b"GET /ws HTTP/1.1\r\nHost: x\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+    b"GET /ws HTTP/1.1\r\nHost: x\r\nUpgrade: websocket\r\nConnection: keep-alive, Upgrade\r\n"
+    b"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: a2V5\r\n"
     b"Sec-WebSocket-Extensions: permessage-deflate\r\n\r\n"
 )
 
@@ -49,6 +50,24 @@ def test_after_an_upgrade_bytes_are_nobodys_business():
     assert feed_all(UPGRADE, frames).endswith(frames)
 
 
+@pytest.mark.parametrize(
+    "lacks",
+    [
+        (b"GET", b"POST"),
+        (b", Upgrade", b""),
+        (b", Upgrade", b"\r\nConnection: Upgrade\r\nConnection: close"),
+        (b"Sec-WebSocket-Version: 13\r\n", b""),
+        (b"Version: 13", b"Version: 12"),
+        (b"Sec-WebSocket-Key: a2V5\r\n", b""),
+    ],
+)
+def test_what_is_no_handshake_is_a_request_and_the_next_one_is_checked(lacks):
+    head = UPGRADE.replace(*lacks)
+    assert b"websocket\r\n" not in feed_all(head)
+    with pytest.raises(BadHead):
+        feed_all(head, b"PRI * HTTP/2.0\r\n\r\n")
+
+
 def test_an_upgrade_to_http2_is_not_seen():
     head = b"GET / HTTP/1.1\r\nHost: x\r\nUpgrade: h2c\r\nHTTP2-Settings: AAMAAABk\r\n\r\n"
     assert feed_all(head) == GET
@@ -79,8 +98,16 @@ def test_a_head_is_known_to_be_incomplete_until_it_is_not():
         (b"Content-Length : 1", 400),
         (b"A: b\r\n folded", 400),
         (b"no colon", 400),
+        (b"A: b\nUpgrade: h2c", 400),
+        (b"A: b\n\nGET / HTTP/1.1", 400),
+        (b"A: b\rC: d", 400),
+        (b"A: \x00", 400),
         (b": no name", 400),
-        (b"Upgrade: websocket\r\nContent-Length: 1", 400),
+        (
+            b"Upgrade: websocket\r\nConnection: upgrade\r\nSec-WebSocket-Version: 13\r\n"
+            b"Sec-WebSocket-Key: k\r\nContent-Length: 1",
+            400,
+        ),
         (b"A: " + b"x" * 100_000, 431),
     ],
 )
@@ -104,7 +131,19 @@ def test_what_is_no_request_is_refused(data, status):
     assert refused.value.status == status
 
 
-@pytest.mark.parametrize("size", [b"zz\r\n", b"\r\n", b"-1\r\n", b"1" * 2000])
+@pytest.mark.parametrize(
+    "size",
+    [
+        b"zz\r\n",
+        b"\r\n",
+        b"-1\r\n",
+        b"1" * 2000,
+        b"0x5\r\n",
+        b"00000000000000000005\r\n",  # 15 digits of it would be the last chunk
+        b"5;a\nb\r\n",
+        b"5 6\r\n",
+    ],
+)
 def test_a_malformed_chunk_is_refused(size):
     head = b"POST / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n"
     with pytest.raises(BadHead, match="chunk"):

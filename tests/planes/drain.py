@@ -43,7 +43,7 @@ class Drained:
 async def drain(
     plane: Plane, runs: int, message: str, *, signals: int = 1, chunks: int = 3
 ) -> Drained:
-    """Start *runs* sessions with two readers each and one that stalls; then tell the host to end."""
+    """Start *runs* sessions with two readers each, and one that stalls; then stop the host."""
     async with trio.open_nursery() as nursery:
         askers = [Follower() for _ in range(runs)]
         readers = [Follower() for _ in range(runs)]

@@ -179,7 +179,6 @@ def check_store(stored: Stored, *, running: int = 0) -> None:
 def view_of(seen: Sequence[Seen]) -> list[tuple[str, str]]:
     """Return the conversation as a reader shows it: a role and a text for each message."""
     shown: dict[str, tuple[str, str]] = {}
-    ids: set[str] = set()
     for item in seen:
         event = item.event
         if item.type == "resync":
@@ -197,8 +196,24 @@ def view_of(seen: Sequence[Seen]) -> list[tuple[str, str]]:
             if not text:
                 text = event.get("final_response") or event.get("partial_response") or ""
             shown[event["run_id"] + ".answer"] = (role, text)
-    del ids
     return list(shown.values())
+
+
+def ends_of(follower: Follower) -> int:
+    """Return how many runs have ended in what a reader shows."""
+    answers = sum(role == "assistant" for role, _ in view_of(follower.seen))
+    return answers - _shows_run(follower.seen)
+
+
+def _shows_run(seen: Sequence[Seen]) -> bool:
+    for item in reversed(seen):
+        if item.type in TERMINAL:
+            return False
+        if item.type == "run_started":
+            return True
+        if item.type == "resync":
+            return item.event["run"] is not None
+    return False
 
 
 def check_history(seen: Sequence[Seen], messages: Sequence[dict[str, object]]) -> None:

@@ -23,7 +23,6 @@ import trio
 from following import Follower, Stored
 from http_client import Answer, ask
 
-
 from semibot.testing.model_answers import Answer as ModelAnswer
 from semibot.testing.model_answers import Hang, Text, call_tools, say
 from semibot.testing.model_server import ModelServer, RecordedRequest, open_model_server
@@ -137,9 +136,7 @@ class Plane:
 
     # --- what can be asked ---
 
-    async def ask(
-        self, method: str, path: str, body: object = None, **headers: str
-    ) -> Answer:
+    async def ask(self, method: str, path: str, body: object = None, **headers: str) -> Answer:
         """Send a request and return the whole answer."""
         with trio.fail_after(PATIENCE):
             return await ask(self.port, method, path, body, headers)
@@ -187,7 +184,11 @@ class Plane:
         port = f":{self.port:04X}"
         lines = Path("/proc/net/tcp").read_text().splitlines()[1:]
         fields = [line.split() for line in lines]
-        return [remote for _, local, remote, state, *_ in fields if local.endswith(port) and state == "01"]
+        return [
+            remote
+            for _, local, remote, state, *_ in fields
+            if local.endswith(port) and state == "01"
+        ]
 
     def vm_pid(self) -> int | None:
         """Return the process of the VM that the host has started."""
@@ -287,7 +288,14 @@ async def _start(
     arguments = ("--port", str(port), "--data-dir", str(directory / "data"))
     with (directory / "host.log").open("ab") as log:
         process = await trio.lowlevel.open_process(
-            [sys.executable, *command, *arguments, "--workspace", str(directory / "work"), "--verbose"],
+            [
+                sys.executable,
+                *command,
+                *arguments,
+                "--workspace",
+                str(directory / "work"),
+                "--verbose",
+            ],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=log,
@@ -367,5 +375,3 @@ def _kill(mark: str) -> list[ProcessEntry]:
         with suppress(ProcessLookupError):
             os.kill(entry.pid, signal.SIGKILL)
     return left
-
-

@@ -19,7 +19,7 @@ from pathlib import Path
 
 import attrs
 import trio
-from following import Follower, check_history, check_reader, check_store, view_of
+from following import Follower, check_history, check_reader, check_store, ends_of, view_of
 from harness import (
     PATIENCE,
     Plane,
@@ -83,8 +83,10 @@ class Conversation:
         self.nursery.start_soon(plane.follow, late, self.session_id)
         for reader in (first, late, self.asker):
             await reader.wait(
-                lambda f: f.types.count("text_chunk") >= CHUNKS
-                or sum(kind != "resync" for kind in f.types) > CHUNKS
+                lambda f: (
+                    f.types.count("text_chunk") >= CHUNKS
+                    or sum(kind != "resync" for kind in f.types) > CHUNKS
+                )
             )
 
     def reconnect(self) -> None:
@@ -95,7 +97,7 @@ class Conversation:
     async def check(self, *, terminals: int) -> None:
         """Wait until everybody has seen so many ends, and compare what they saw."""
         for reader in self.readers:
-            await reader.wait(lambda f: _ends(f) >= terminals)
+            await reader.wait(lambda f: ends_of(f) >= terminals)
         stored = self.plane.stored(self.session_id)
         check_store(stored)
         messages = await self.plane.messages(self.session_id)
@@ -119,22 +121,6 @@ class Conversation:
 
 _ZERO = EventId(1, 0)
 """Before everything; who has seen it is sent all events."""
-
-
-def _ends(follower: Follower) -> int:
-    """Return how many runs have ended in what a reader shows."""
-    return sum(role == "assistant" for role, _ in view_of(follower.seen)) - _is_running(follower)
-
-
-def _is_running(follower: Follower) -> bool:
-    for item in reversed(follower.seen):
-        if item.type in {"execution_complete", "execution_error"}:
-            return False
-        if item.type == "run_started":
-            return True
-        if item.type == "resync":
-            return item.event["run"] is not None
-    return False
 
 
 @asynccontextmanager
@@ -196,7 +182,7 @@ async def kill_host(plane: Plane) -> Figures:
         assert plane.vm_pid() not in {before, None}
         talk.reconnect()
         for reader in talk.readers:
-            await reader.wait(lambda f: _ends(f) >= 1)
+            await reader.wait(lambda f: ends_of(f) >= 1)
         terminal = trio.current_time() - start
         _, _, _, event = plane.stored(talk.session_id)[-1]
         assert (event["type"], event["code"]) == ("execution_error", "INTERRUPTED")
@@ -204,7 +190,7 @@ async def kill_host(plane: Plane) -> Figures:
         await plane.say(again, talk.session_id, "stream 3 0")
         answered = trio.current_time() - start
         assert again.types[-1] == "execution_complete", (again.status, again.body, again.types)
-        await talk.asker.wait(lambda f: _ends(f) >= 2)
+        await talk.asker.wait(lambda f: ends_of(f) >= 2)
         await talk.check(terminals=2)
         resyncs = sum(f.types[1:].count("resync") for f in (talk.asker, *talk.readers))
         return Figures(terminal, answered, gone, resyncs)
@@ -232,7 +218,7 @@ async def kill_host_only(plane: Plane, count: int = 400) -> Figures:
         await plane.say(again, talk.session_id, "stream 3 0")
         answered = trio.current_time() - start
         assert again.types[-1] == "execution_complete", (again.status, again.body, again.types)
-        await talk.asker.wait(lambda f: _ends(f) >= 2)
+        await talk.asker.wait(lambda f: ends_of(f) >= 2)
         await talk.check(terminals=2)
         resyncs = sum(f.types[1:].count("resync") for f in (talk.asker, *talk.readers))
         return Figures(terminal, answered, resyncs=resyncs)

@@ -8,6 +8,7 @@ from contextlib import asynccontextmanager
 from urllib.parse import urlencode
 
 import attrs
+import pytest
 import trio
 import trio_websocket
 
@@ -41,12 +42,12 @@ class ScriptedVm:
 
     async def close_code(self) -> tuple[int, str, float]:
         """Wait for the host to close; return code, reason, and when that was."""
-        try:
+        with pytest.raises(trio_websocket.ConnectionClosed) as caught:
             while True:
                 await self.socket.get_message()
-        except trio_websocket.ConnectionClosed as exc:
-            assert exc.reason is not None, "the connection was cut"
-            return exc.reason.code, exc.reason.reason or "", trio.current_time()
+        ended = caught.value.reason
+        assert ended is not None, "the connection was cut"
+        return ended.code, ended.reason or "", trio.current_time()
 
 
 @asynccontextmanager

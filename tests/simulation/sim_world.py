@@ -569,7 +569,7 @@ def simulate(
 
         async def main() -> None:
             nonlocal ended_at
-            with trio.move_on_after(5000) as scope:
+            with trio.move_on_after(1000) as scope:
                 await world.run()
             ended_at = trio.current_time()
             if scope.cancelled_caught:

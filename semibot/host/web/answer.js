@@ -19,7 +19,7 @@ class Row {
 
   add(title, value) {
     if (value === undefined || value === null || value === "" || value === "{}") return;
-    this.inside.append(make("h3", {}, title), make("pre", { tabindex: "0", "aria-label": title }, whole(value)));
+    this.inside.append(make("h3", {}, title), make("pre", { tabindex: "0", role: "group", "aria-label": title }, whole(value)));
   }
 
   end(state, words) {
@@ -130,7 +130,7 @@ export class Answer {
     if (!this.thinking) {
       const row = this.#add(new Row("thinking", "Thinking"));
       this.thinking = row;
-      row.text = make("pre", { tabindex: "0", "aria-label": "Thoughts" });
+      row.text = make("pre", { tabindex: "0", role: "group", "aria-label": "Thoughts" });
       row.inside.append(row.text);
       row.tail = "";
     }

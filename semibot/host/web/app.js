@@ -11,7 +11,7 @@ const $ = (id) => document.getElementById(id);
 const box = $("message");
 
 const follower = new Follower($("scroll"), $("log"), $("to-end"));
-const conversations = new Conversations($("conversations"), $("more-conversations"), showTitle);
+const conversations = new Conversations($("conversations"), $("more-conversations"), listed);
 
 let shown = null; // the conversation, or null for a new one
 let sending = null; // {id, text, key}: kept after a failure, so that a repeat is the same request
@@ -67,7 +67,7 @@ function showLink(state) {
 function showControls() {
   const isGone = document.body.dataset.link === "gone";
   const isStopping = Boolean(shown?.stopping);
-  $("stop").hidden = !shown?.current && !isStopping;
+  $("stop").hidden = isGone || (!shown?.current && !isStopping);
   // Not disabled: a button that is would lose the focus of whoever pressed it by keyboard.
   $("stop").setAttribute("aria-disabled", String(isStopping));
   $("stop").textContent = isStopping ? "Stopping…" : "Stop";
@@ -83,6 +83,16 @@ function showTitle() {
   const title = shown ? conversations.titleOf(shown.id) || shown.title || "Conversation" : "New conversation";
   $("title").textContent = title;
   document.title = shown ? `${title} · semibot` : "semibot";
+}
+
+/** The list is here; what is too far down to be in it has a title all the same. */
+async function listed() {
+  showTitle();
+  const conversation = shown;
+  if (!conversation || "title" in conversation || conversations.titleOf(conversation.id)) return;
+  conversation.title = null; // it is asked for once
+  conversation.title = (await api.session(conversation.id).catch(() => null))?.title;
+  if (shown === conversation) showTitle();
 }
 
 function showNotice(text) {
@@ -108,8 +118,9 @@ const attempt = (work) => async () => {
 
 // --- saying and stopping --------------------------------------------------------------------
 
+/** Send a message, and return whether it is stored. */
 async function say(text) {
-  if (isSending || !text.trim()) return;
+  if (isSending || !text.trim()) return false;
   const from = shown;
   const id = from?.id ?? null;
   if (sending?.id !== id || sending.text !== text) sending = { id, text, key: newKey() };
@@ -122,8 +133,10 @@ async function say(text) {
     if (box.value === text) box.value = "";
     if (shown === from) arrived(sessionId, runId, text);
     conversations.refresh();
+    return true;
   } catch (error) {
     showNotice(explain(error));
+    return false;
   } finally {
     isSending = false;
     showControls();

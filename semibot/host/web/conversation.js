@@ -14,8 +14,8 @@ import { describeFailure, describeReceipt } from "./words.js";
 export class Conversation {
   /**
    * `list` is the element for the turns. `hooks`: onChange() after anything that controls
-   * depend on, onLink(state), onSay(text), onSpeak(text) for screen readers, onRun() when one
-   * begins or ends.
+   * depend on, onLink(state), onSay(text) to send it and learn whether it was,
+   * onSpeak(text) for screen readers, onRun() when one begins or ends.
    */
   constructor(id, list, hooks) {
     this.id = id;
@@ -57,7 +57,7 @@ export class Conversation {
     signal.throwIfAborted();
     this.#clear();
     for (const message of page.messages) this.#showStored(message);
-    if (this.expected) this.expect(this.expected.runId, this.expected.text);
+    this.#catchUp();
     this.earlier = page.next_cursor ? { cursor: page.next_cursor } : null;
     this.hooks.onChange();
     return page.last_event_id;
@@ -73,6 +73,12 @@ export class Conversation {
       this.hooks.onChange();
       if (shown.length) return;
     }
+  }
+
+  /** What waited for the host may have happened while nobody told us. */
+  #catchUp() {
+    if (this.expected) this.expect(this.expected.runId, this.expected.text);
+    if (!this.answers.get(this.stopping?.runId)?.isOpen) this.stopping = null;
   }
 
   #clear() {
@@ -140,10 +146,12 @@ export class Conversation {
     this.#clear();
     for (const message of messages) this.#showStored(message);
     this.earlier = truncated ? { cursor: null } : null; // from the newest, past what is shown
-    if (!run) return;
-    this.#follow(run.run_id);
-    this.current.say(run.text);
-    for (const call of run.open_calls || []) this.current.showCall(call.call_id, call.tool_name);
+    if (run) {
+      this.#follow(run.run_id);
+      this.current?.say(run.text);
+      for (const call of run.open_calls || []) this.current?.showCall(call.call_id, call.tool_name);
+    }
+    this.#catchUp();
   }
 
   #follow(runId) {
@@ -167,8 +175,8 @@ export class Conversation {
 
   /** A message of ours is stored: show it, and that an answer is to come, which can be stopped. */
   expect(runId, text) {
-    this.expected = { runId, text };
     if (this.answers.has(runId)) return;
+    this.expected = { runId, text };
     if (!this.asked.has(runId)) {
       this.asked.set(runId, makeQuestion(text));
       this.list.append(this.asked.get(runId));
@@ -205,9 +213,9 @@ export class Conversation {
     const words = describeFailure({ code: event.code, message: event.error });
     answer.close("failed");
     const again = make("button", { type: "button" }, "Send again");
-    again.addEventListener("click", () => {
+    again.addEventListener("click", async () => {
       again.disabled = true; // once is enough
-      this.hooks.onSay(this.#questionOf(answer));
+      again.disabled = await this.hooks.onSay(this.#questionOf(answer));
     });
     answer.line(words, { isBad: true, action: event.retryable && this.#questionOf(answer) ? again : null });
     this.hooks.onSpeak(words);

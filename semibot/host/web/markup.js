@@ -95,7 +95,7 @@ function makeBlock({ kind, lines }) {
     case "code":
       return codeBlock(lines.join("\n"));
     case "table":
-      return make("pre", { tabindex: "0", "aria-label": "Table" }, lines.join("\n"));
+      return make("pre", { tabindex: "0", role: "group", "aria-label": "Table" }, lines.join("\n"));
     case "heading":
       return make("h3", {}, ...inline(lines[0].replace(/^#+\s+/, "")));
     case "quote":
@@ -117,9 +117,10 @@ function codeBlock(code) {
     } catch {
       copy.textContent = "Not allowed";
     }
+    copy.removeAttribute("aria-label");
   });
   // What scrolls sideways must be reachable by keyboard.
-  return make("div", { class: "code" }, make("pre", { tabindex: "0", "aria-label": "Code" }, make("code", {}, code)), copy);
+  return make("div", { class: "code" }, make("pre", { tabindex: "0", role: "group", "aria-label": "Code" }, make("code", {}, code)), copy);
 }
 
 function list(kind, lines) {

@@ -14,7 +14,11 @@ export class Follower {
     content.addEventListener("click", (event) => {
       if (event.target.closest("summary")) this.isFollowing = false;
     });
-    button.addEventListener("click", () => this.toEnd());
+    button.addEventListener("click", () => {
+      box.focus({ preventScroll: true }); // the button goes away, and must not take the focus along
+      this.toEnd();
+    });
+    button.addEventListener("blur", () => this.#show());
     const watcher = new ResizeObserver(() => this.#grew());
     watcher.observe(content);
     watcher.observe(box);
@@ -52,6 +56,7 @@ export class Follower {
   }
 
   #show() {
-    this.button.hidden = this.isFollowing || this.#isAtEnd;
+    const isNeeded = !this.isFollowing && !this.#isAtEnd;
+    this.button.hidden = !isNeeded && document.activeElement !== this.button;
   }
 }
