@@ -291,8 +291,11 @@ def _gate(db: Database, claim: LinkClaim, vm: Row, ticket: Row | None) -> LinkRe
         if ticket is None:
             problem = "the ticket is not that of the newest attempt"
         elif (spent_by := ticket.text_or_none("used_by")) is not None:
-            # A process that did not get its `init` sends its ticket again, at any time.
-            problem = None if spent_by == (claim.boot_hash or "") else "the ticket is spent"
+            # A process that did not get its `init` sends its ticket again, at any time. One of
+            # level 1 cannot say that it is the same, so that this would let a replay in.
+            problem = "the ticket is spent"
+            if claim.boot_hash is not None and spent_by == claim.boot_hash:
+                problem = None
         else:
             problem = "the ticket has expired" if ticket.integer("expires_at") <= db.now() else None
     elif vm.integer("attempt") == 0:

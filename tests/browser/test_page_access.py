@@ -47,7 +47,8 @@ def behave(request: RecordedRequest) -> Behaviour:
         case _ if any(message.role == "tool" for message in request.messages):
             return say(RICH)
         case _:
-            return call_tools(("read_file", {"path": "nowhere.txt"}), text="First, a look.")
+            denied = ("run_command", {"argv": ["make", LONG]})
+            return call_tools(denied, ("read_file", {"path": LONG}), text="First, a look.")
 
 
 async def show_everything(page: ChatPage) -> None:
@@ -122,9 +123,10 @@ async def test_a_small_screen_shows_everything_without_scrolling_sideways(
             width = await page.evaluate(f"document.{element}.scrollWidth")
             assert width <= 320, element
         outside = (
-            "[...document.querySelectorAll('#main button, #main h1, #message')]"
-            ".filter((each) => each.checkVisibility() && !each.closest('.code'))"
-            ".filter((each) => each.getBoundingClientRect().right > 320.5).map((each) => each.id)"
+            "[...document.querySelectorAll('#main *')]"
+            ".filter((each) => each.checkVisibility() && !each.closest('.code pre, .sr'))"
+            ".filter((each) => each.getBoundingClientRect().right > 320.5)"
+            ".map((each) => each.outerHTML.slice(0, 80))"
         )
         assert await page.evaluate(outside) == []
         # The list comes over the conversation, takes the focus, and goes away again.

@@ -52,6 +52,7 @@ async def test_a_stopped_vm_delays_neither_others_nor_the_next_vm(tmp_path):
     async with open_plane(tmp_path / "plane", deadlines={"http_cancel_wait": 0.5}) as plane:
         async with open_external_vm(plane) as stopped, trio.open_nursery() as nursery:
             token = await plane.run("admin", "vm-token", "--data-dir", str(plane.data_dir))
+            linked = set(plane.connections())
             asker, reader = Follower(), Follower()
             nursery.start_soon(plane.start, asker, "stream 100000 0.01")
             await asker.wait_types("text_chunk", 5)
@@ -71,6 +72,9 @@ async def test_a_stopped_vm_delays_neither_others_nor_the_next_vm(tmp_path):
                     await follower.wait(lambda f: f.terminals)
                     assert follower.seen[-1].at - start < 2
                 check_store(plane.stored(asker.session_id))
+                # Nobody waits for its part of the closing handshake.
+                gone = await seconds_until(lambda: not linked & set(plane.connections()), 5)
+                assert gone is not None
             nursery.cancel_scope.cancel()
 
 

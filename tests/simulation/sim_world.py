@@ -16,6 +16,7 @@ import traceback
 from collections import Counter
 from collections.abc import Generator
 from pathlib import Path
+from typing import cast
 
 import apsw
 import attrs
@@ -151,8 +152,10 @@ class World:
     def cancel_answered(self, receipt: dict[str, object]) -> None:
         run_id = receipt.get("run_id")
         process = self._running.get(str(run_id))
-        if process is not None and process.is_alive and not receipt.get("vm_lost"):
-            if not receipt.get("abandoned"):
+        # Without an outcome: the session is deleted, and its VM is told to stop it.
+        is_whole = not receipt.get("vm_lost") and not receipt.get("abandoned")
+        if process is not None and process.is_alive and is_whole:
+            if receipt.get("outcome") is not None:
                 self.violate(f"run {run_id} still works after its receipt {receipt}")
 
     def session(self, user: str, session_id: str) -> None:
@@ -269,27 +272,35 @@ class World:
 
     def _check_view(self, reader: Reader) -> None:
         """Compare the conversation that a reader shows with the one that is stored."""
-        shown: dict[str, tuple[str, str]] = {}
+        shown: dict[str, dict[str, str]] = {}  # a run's messages by role, in the runs' order
         running = ""
         for _, _, event in reader.seen:
             match event["type"]:
                 case "resync":
-                    shown = {m["id"]: (m["role"], m["content"]) for m in event["messages"]}  # type: ignore[attr-defined]
-                    run = event["run"]
-                    running = run["text"] if run is not None else ""  # type: ignore[index]
                     if event["truncated"]:
                         return
+                    shown = {}
+                    for message in cast("list[dict[str, str]]", event["messages"]):
+                        roles = shown.setdefault(message["run_id"], {})
+                        roles[message["role"]] = message["content"]
+                    run = cast("dict[str, str] | None", event["run"])
+                    running = "" if run is None else run["text"]
                 case "run_started":
-                    shown[str(event["message_id"])] = ("user", str(event["message"]))
+                    shown.setdefault(str(event["run_id"]), {})["user"] = str(event["message"])
                     running = ""
                 case "text_chunk":
                     running += str(event["content"])
                 case "execution_complete" | "execution_error":
                     text = running or event.get("final_response") or ""
                     text = text or event.get("partial_response") or ""
-                    shown[f"{event['run_id']} answer"] = ("assistant", str(text))
+                    shown.setdefault(str(event["run_id"]), {})["assistant"] = str(text)
                     running = ""
-        said = [each for each in shown.values() if each[1]]
+        said = [
+            (role, roles[role])
+            for roles in shown.values()
+            for role in ("user", "assistant")
+            if roles.get(role)
+        ]
         stored = [
             (str(role), str(content))
             for role, content in self.rows(
@@ -327,9 +338,9 @@ class World:
         if kind == "host":
             self.check_acknowledged(copy)
 
-    async def _restart(self, kind: str, pause: float, nursery: trio.Nursery) -> None:
+    async def _restart(self, kind: str, pause: float, planes: trio.Nursery) -> None:
         await trio.sleep(pause)
-        self._start(kind, nursery)
+        self._start(kind, planes)
 
     async def _stop(self, kind: str) -> None:
         """End a process in order, within what it promises."""
@@ -344,7 +355,7 @@ class World:
 
     # --- faults ---
 
-    async def _nemesis(self, until: float, nursery: trio.Nursery) -> None:
+    async def _nemesis(self, until: float, nursery: trio.Nursery, planes: trio.Nursery) -> None:
         draw = self.random
         kinds = [
             "cut link", "cut link", "cut http", "haunt link", "clog link", "half link",
@@ -358,9 +369,9 @@ class World:
             await trio.sleep(draw.expovariate(1 / every))
             if trio.current_time() >= until:
                 return
-            await self._break(draw.choice(kinds), nursery)
+            self._break(draw.choice(kinds), nursery, planes)
 
-    async def _break(self, kind: str, nursery: trio.Nursery) -> None:
+    def _break(self, kind: str, nursery: trio.Nursery, planes: trio.Nursery) -> None:
         draw, network = self.random, self.network
         what, _, where = kind.partition(" ")
         now = trio.current_time()
@@ -388,28 +399,30 @@ class World:
             case "kill" if where == "both":
                 pause = draw.uniform(0.1, 10)
                 for each in tuple(self.processes):
-                    await self._kill_and_restart(each, pause, nursery)
+                    self._kill_and_restart(each, pause, nursery, planes)
             case "kill":
                 each = "host" if where == "host" else f"vm-{draw.choice(self.users)}"
                 pause = draw.choice([0.05, 2.0, 15.0, 140.0 if where == "vm" else 5.0])
-                await self._kill_and_restart(each, pause, nursery)
+                self._kill_and_restart(each, pause, nursery, planes)
             case "stop":
                 each = "host" if where == "host" else f"vm-{draw.choice(self.users)}"
                 if self.processes[each].is_alive and self.processes[each].is_up.is_set():
-                    nursery.start_soon(self._stop_and_restart, each, nursery)
+                    nursery.start_soon(self._stop_and_restart, each, planes)
             case _:
                 pass
 
-    async def _kill_and_restart(self, kind: str, pause: float, nursery: trio.Nursery) -> None:
+    def _kill_and_restart(
+        self, kind: str, pause: float, nursery: trio.Nursery, planes: trio.Nursery
+    ) -> None:
         if self.processes[kind].is_alive and not self.processes[kind].ask_to_stop.is_set():
             self._kill(kind)
-            nursery.start_soon(self._restart, kind, pause, nursery)
+            nursery.start_soon(self._restart, kind, pause, planes)
 
-    async def _stop_and_restart(self, kind: str, nursery: trio.Nursery) -> None:
+    async def _stop_and_restart(self, kind: str, planes: trio.Nursery) -> None:
         if self.processes[kind].ask_to_stop.is_set():
             return
         await self._stop(kind)
-        await self._restart(kind, self.random.uniform(0.05, 5.0), nursery)
+        await self._restart(kind, self.random.uniform(0.05, 5.0), planes)
 
     # --- the whole ---
 
@@ -422,20 +435,20 @@ class World:
             self._start("host", planes)
             for user in self.users:
                 self._start(f"vm-{user}", planes)
-            await self._live()
+            await self._live(planes)
             for kind in (*(f"vm-{user}" for user in self.users), "host"):
                 await self._stop(kind)
         self.check_acknowledged(self._disks["host"])
         self.check_store(is_final=True)
 
-    async def _live(self) -> None:
+    async def _live(self, planes: trio.Nursery) -> None:
         until = trio.Event()
         async with trio.open_nursery() as people:
             for index in range(self.random.choice([1, 2, 3])):
                 speaker = Speaker(self, self.users[index % len(self.users)], f"speaker{index}")
                 people.start_soon(speaker.live, people, until)
             async with trio.open_nursery() as faults:
-                faults.start_soon(self._nemesis, trio.current_time() + FAULTY, faults)
+                faults.start_soon(self._nemesis, trio.current_time() + FAULTY, faults, planes)
                 await trio.sleep(FAULTY)
             until.set()
             self.network.heal()

@@ -302,7 +302,8 @@ async def test_level_1_needs_a_ticket_that_is_spent(store, vm):
     first = await accept(store, level_1(ticket="ticket-1"))
     assert (first.vm.level, first.is_same_process) == (1, False)
     assert (await accept(store, level_1())).is_same_process
-    assert (await accept(store, level_1(ticket="ticket-1"))).is_same_process
+    replayed = await refuse(store, level_1(ticket="ticket-1"))
+    assert replayed[0] == 4001
 
 
 async def test_level_1_does_not_take_over_from_a_process_that_has_a_newer_attempt(store, vm):

@@ -72,7 +72,7 @@ export class Answer {
       case "tool_auth_required":
         return this.#permission(event);
       case "tool_auth_denied":
-        return this.#add(new Row("ask", "Not allowed", `${event.tool_name}: ${event.reason}`));
+        return this.#ask("Not allowed", event);
       case "file_created":
         return this.#file(event);
       default:
@@ -181,9 +181,15 @@ export class Answer {
     row.end(isGood ? "good" : "bad", `${isGood ? "✓" : "failed"} ${duration(event.duration)}`.trim());
   }
 
+  #ask(what, event) {
+    const row = this.#add(new Row("ask", what, event.reason || event.tool_name));
+    row.add("For", event.arguments_preview ?? event.tool_name);
+    row.add("Why", event.reason);
+    return row;
+  }
+
   #permission(event) {
-    const row = this.#add(new Row("ask", "Permission needed", `${event.tool_name}: ${event.reason}`));
-    row.add("For", event.arguments_preview);
+    const row = this.#ask("Permission needed", event);
     const grants = (event.suggested_grants || []).join(", ");
     if (grants) row.add("To allow it, start the host with", `semibot serve --allow ${grants}`);
     row.element.open = true;
