@@ -149,5 +149,8 @@ def last_words(child: Child) -> str | None:
     """Return the end of what a VM wrote to stderr, or how it ended; None if all was well."""
     if has_succeeded(child):
         return None
+    status = child.exit_status
     text = child.stderr_tail.decode("utf-8", "replace").strip()[-MAX_ERROR_LENGTH:].strip()
-    return text or (None if child.exit_status is None else str(child.exit_status))
+    if status is not None and status.signal is not None:  # what it said before says little
+        return f"{status}; {text}" if text else str(status)
+    return text or (None if status is None else str(status))

@@ -171,6 +171,17 @@ class Reader:
             if chunk:
                 return self._greet(chunk)
         await trio.lowlevel.checkpoint()
+        return self._rest()
+
+    def _rest(self) -> bytes | None:
+        """Return what a reader that only the host's stop ends has not been handed yet."""
+        cursor, tail = self._cursor, self._tail
+        is_in_line = self._join_id is None and not cursor.needs_resync
+        if cursor.end_reason != "closing" or self._is_closed or not is_in_line:
+            return None
+        while cursor.seq + 1 >= tail.start_seq and tail.has_news(cursor):
+            if chunk := tail.take(cursor):
+                return self._greet(chunk)
         return None
 
     def _greet(self, chunk: bytes) -> bytes:

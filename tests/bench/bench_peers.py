@@ -52,7 +52,10 @@ async def open_process(program: str, *arguments: str) -> AsyncGenerator[ServerPr
     """Run one of the programs in ``servers`` until the block is left."""
     command = [sys.executable, str(SERVERS / program), *arguments]
     process = subprocess.Popen(  # noqa: ASYNC220 - it takes no time worth a thread
-        command, stdout=subprocess.PIPE, env={**os.environ, "BENCH_SECRET": SECRET}
+        command,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        env={**os.environ, "BENCH_SECRET": SECRET},
     )
     try:
         with trio.fail_after(START_SECONDS):
@@ -62,6 +65,7 @@ async def open_process(program: str, *arguments: str) -> AsyncGenerator[ServerPr
     finally:
         process.kill()
         process.wait()
+        process.stdin.close()
         process.stdout.close()
 
 

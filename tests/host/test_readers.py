@@ -407,6 +407,20 @@ async def test_what_ends_a_reader_while_it_reads_the_store_ends_it_at_once(kit, 
     assert client.reader.end_reason == "closing"
 
 
+@pytest.mark.parametrize("run_id", [None, "r2"])
+async def test_when_the_host_stops_a_reader_still_gets_what_was_said(kit, run_id):
+    client = await (kit.reader("1-0") if run_id is None else kit.run_reader(run_id, 0))
+    assert await client.step()  # the greeting
+    for seq in range(1, 4):
+        await kit.receive(event(seq, run_id="r1" if seq < 3 else "r2"))
+    kit.relay.close()
+    last = await client.step()
+    assert last is not None
+    assert (b"id: 1-3" in last, b"id: 1-1" in last) == (True, run_id is None)
+    assert await client.step() is None
+    assert client.reader.end_reason == "closing"
+
+
 async def test_a_closed_reader_says_nothing_more(kit):
     await kit.receive(event(1))
     client = await kit.reader("1-0")

@@ -121,6 +121,8 @@ class Plane:
     url: str
     variables: Mapping[str, str]
     command: tuple[str, ...]
+    token: str = attrs.field(default="", repr=False)
+    """Of the VM that the user starts, if the host starts none."""
 
     @property
     def port(self) -> int:
@@ -199,24 +201,14 @@ class Plane:
 
     async def run(self, *arguments: str) -> str:
         """Run a command of the program to its end, and return what it prints."""
-        done = await self._program(*arguments)
+        done = await _run_program(self.directory, self.variables, *arguments)
         assert done.returncode == 0, done
         return done.stdout.decode().strip()
 
     async def serve_again(self, *arguments: str) -> subprocess.CompletedProcess[bytes]:
         """Run another host, which cannot start, to its end."""
         with trio.fail_after(PATIENCE):
-            return await self._program("serve", *arguments)
-
-    async def _program(self, *arguments: str) -> subprocess.CompletedProcess[bytes]:
-        return await trio.run_process(
-            [sys.executable, "-m", "semibot", *arguments],
-            capture_stdout=True,
-            capture_stderr=True,
-            check=False,
-            env=dict(self.variables),
-            cwd=self.directory,
-        )
+            return await _run_program(self.directory, self.variables, "serve", *arguments)
 
     def limit_files(self, size: int | None) -> None:
         """Let no file of the host grow beyond *size* bytes; None takes the limit away."""
@@ -238,6 +230,7 @@ async def open_plane(
     choose: Callable[[RecordedRequest], ModelAnswer] = obedient_model,
     *,
     deadlines: Mapping[str, float] | None = None,
+    is_external: bool = False,
     **variables: str,
 ) -> AsyncGenerator[Plane]:
     """Run a host; afterwards nothing of it is left.
@@ -246,6 +239,8 @@ async def open_plane(
         directory: Is made, for this plane alone.
         choose: What the model says.
         deadlines: Bounds of the host that are not the usual ones.
+        is_external: Whether the VM is the user's, who has a token for it; see
+            :func:`open_external_vm`.
         **variables: More for its environment.
     """
     command = SERVE if deadlines is None else (str(QUICK_HOST),)
@@ -264,8 +259,14 @@ async def open_plane(
                 "QUICK_DEADLINES": json.dumps(deadlines or {}),
                 **variables,
             }
+            token = ""
+            if is_external:
+                make_token = ("admin", "vm-token", "--data-dir", str(directory / "data"))
+                done = await _run_program(directory, given, *make_token)
+                assert done.returncode == 0, done
+                token = done.stdout.decode().strip()
             process, url = await _start(directory, 0, given, command)
-            plane = Plane(directory, model, process, url, given, command)
+            plane = Plane(directory, model, process, url, given, command, token)
             try:
                 yield plane
             except Exception as exc:
@@ -317,6 +318,19 @@ async def _start(
     return process, said.rpartition("listening on")[2].strip()
 
 
+async def _run_program(
+    directory: Path, variables: Mapping[str, str], *arguments: str
+) -> subprocess.CompletedProcess[bytes]:
+    return await trio.run_process(
+        [sys.executable, "-m", "semibot", *arguments],
+        capture_stdout=True,
+        capture_stderr=True,
+        check=False,
+        env=dict(variables),
+        cwd=directory,
+    )
+
+
 async def _reap(process: trio.Process) -> None:
     """Kill a child of this process, whatever state it is in, and wait for its end."""
     process.kill()
@@ -327,10 +341,9 @@ async def _reap(process: trio.Process) -> None:
 @asynccontextmanager
 async def open_external_vm(plane: Plane) -> AsyncGenerator[trio.Process]:
     """Run a VM as users do, with a token; wait until its link is up."""
-    token = await plane.run("admin", "vm-token", "--data-dir", str(plane.data_dir))
     environment = {
         **{key: value for key, value in plane.variables.items() if not key.startswith("OPENAI")},
-        "VM_TOKEN": token,
+        "VM_TOKEN": plane.token,
         "SEMIBOT_STATE_DIR": str(plane.directory / "vm-state"),
         "SEMIBOT_WORKSPACE": str(plane.directory / "work"),
     }

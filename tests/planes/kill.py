@@ -227,8 +227,9 @@ async def kill_host_only(plane: Plane, count: int = 400) -> Figures:
 async def run_kills(what: str, times: int, directory: Path) -> list[Figures]:
     """Kill *times* times in one plane, and print what each showed."""
     figures = []
-    async with open_plane(directory) as plane:
-        await wait_vm(plane)
+    async with open_plane(directory, is_external=what == "external") as plane:
+        if what != "external":
+            await wait_vm(plane)
         for index in range(times):
             if what == "vm":
                 figures.append(await kill_vm(plane))

@@ -121,7 +121,7 @@ async def test_other_ends_of_streams_cancel_nothing(tmp_path):
 
 
 async def test_a_host_that_stops_cancels_nothing(tmp_path):
-    async with open_plane(tmp_path / "plane") as plane, open_external_vm(plane):
+    async with open_plane(tmp_path / "plane", is_external=True) as plane, open_external_vm(plane):
         async with open_run(plane, "stream 300 0.02") as asker:
             plane.process.send_signal(signal.SIGTERM)
             with trio.fail_after(10):

@@ -161,8 +161,8 @@ async def test_another_users_session_looks_like_none(tmp_path):
 
 
 async def test_the_later_link_of_a_process_wins_in_either_order(tmp_path):
-    async with open_plane(tmp_path / "plane") as plane:
-        token = await plane.run("admin", "vm-token", "--data-dir", str(plane.data_dir))
+    async with open_plane(tmp_path / "plane", is_external=True) as plane:
+        token = plane.token
         async with open_link(plane.port, token, dial=1) as first:
             await first.hear("init")
             async with open_link(plane.port, token, dial=3) as second:

@@ -24,7 +24,7 @@ async def test_a_killed_host_leaves_no_child_and_the_next_one_ends_the_run(tmp_p
 
 
 async def test_a_run_goes_on_in_a_vm_that_outlives_its_host(tmp_path):
-    async with open_plane(tmp_path / "plane") as plane, open_external_vm(plane):
+    async with open_plane(tmp_path / "plane", is_external=True) as plane, open_external_vm(plane):
         await kill_host_only(plane, 250)
         await kill_host_only(plane, 40)  # its run ends while there is no host
 

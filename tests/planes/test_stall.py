@@ -49,9 +49,9 @@ async def test_who_reads_nothing_delays_nobody_and_is_cut_off(tmp_path):
 
 
 async def test_a_stopped_vm_delays_neither_others_nor_the_next_vm(tmp_path):
-    async with open_plane(tmp_path / "plane", deadlines={"http_cancel_wait": 0.5}) as plane:
+    bounds = {"http_cancel_wait": 0.5}
+    async with open_plane(tmp_path / "plane", deadlines=bounds, is_external=True) as plane:
         async with open_external_vm(plane) as stopped, trio.open_nursery() as nursery:
-            token = await plane.run("admin", "vm-token", "--data-dir", str(plane.data_dir))
             linked = set(plane.connections())
             asker, reader = Follower(), Follower()
             nursery.start_soon(plane.start, asker, "stream 100000 0.01")
@@ -64,7 +64,7 @@ async def test_a_stopped_vm_delays_neither_others_nor_the_next_vm(tmp_path):
             assert (answer.status, answer.data["pending"]) == (202, True)
             assert trio.current_time() - start < 3
             start = trio.current_time()
-            async with open_link(plane.port, token, boot_id="b" * 32) as vm:
+            async with open_link(plane.port, plane.token, boot_id="b" * 32) as vm:
                 await vm.hear("init")
                 await vm.resume()
                 assert trio.current_time() - start < 2
@@ -79,7 +79,7 @@ async def test_a_stopped_vm_delays_neither_others_nor_the_next_vm(tmp_path):
 
 
 async def test_a_vm_that_was_given_up_wakes_and_changes_nothing(tmp_path):
-    async with open_plane(tmp_path / "plane", deadlines=QUICK_LOSS) as plane:
+    async with open_plane(tmp_path / "plane", deadlines=QUICK_LOSS, is_external=True) as plane:
         async with open_external_vm(plane) as vm, trio.open_nursery() as nursery:
             asker, reader = Follower(), Follower()
             nursery.start_soon(plane.start, asker, "stream 100000 0.01")

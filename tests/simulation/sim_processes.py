@@ -12,7 +12,7 @@ import shutil
 from collections.abc import AsyncGenerator, Callable, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar, TypeVarTuple
+from typing import TYPE_CHECKING, TypeVar, TypeVarTuple, cast
 
 import attrs
 import structlog
@@ -27,6 +27,7 @@ from semibot.ports import Ports
 from semibot.secret import Secret
 from semibot.security.tokens import Tokens
 from semibot.session import ActiveRun, Adapter, AdapterContext, open_session_manager
+from semibot.store._writer import Committed
 from semibot.store.sqlite import open_sqlite_store
 from semibot.testing import FunctionAdapter, simulated_ports
 from semibot.testing.ports import SimulatedWallClock
@@ -44,12 +45,26 @@ Ts = TypeVarTuple("Ts")
 KEY = Secret("correct-length-and-quite-random-8f2a61c0")
 
 
+class Disk:
+    """How the disk of a host is doing."""
+
+    def __init__(self) -> None:
+        self.full_until = 0.0
+        self.slow_until = 0.0
+
+
 class SimThreads:
     """Runs blocking work on the loop, after and before a little time; a kill may hit either."""
 
-    def __init__(self, owner: Owner, seed: str) -> None:
+    def __init__(self, owner: Owner, seed: str, disk: Disk) -> None:
         self._owner = owner
         self._random = random.Random(seed)
+        self._disk = disk
+
+    def _draw_delay(self, limiter: str) -> float:
+        if limiter == "store" and trio.current_time() < self._disk.slow_until:
+            return self._random.choice([0.05, 1.0, 7.0, 15.0])
+        return self._random.expovariate(1 / 0.002)
 
     async def run_sync(
         self,
@@ -61,14 +76,17 @@ class SimThreads:
     ) -> T:
         with trio.CancelScope(shield=not abandon_on_cancel):
             if not self._owner.is_dead:
-                await trio.sleep(self._random.expovariate(1 / 0.002))
+                await trio.sleep(self._draw_delay(limiter))
             try:
+                is_full = trio.current_time() < self._disk.full_until
+                if is_full and getattr(fn, "__name__", "") == "commit":
+                    return cast("T", Committed(failure="the disk is full", has_written=False))
                 return fn(*args)
             finally:
                 if on_exit is not None:
                     on_exit()
                 if not self._owner.is_dead:
-                    await trio.sleep(self._random.expovariate(1 / 0.002))
+                    await trio.sleep(self._draw_delay(limiter))
 
     def in_use(self) -> Mapping[str, int]:
         return {}
@@ -88,6 +106,7 @@ class SimProcess:
         self.has_ended = trio.Event()
         self.is_stopping = False
         self.is_up = trio.Event()
+        self.disk_state = Disk()
 
     @property
     def is_alive(self) -> bool:
@@ -97,7 +116,7 @@ class SimProcess:
         seed = f"{self.world.seed} {self.name}"
         return attrs.evolve(
             simulated_ports(seed),  # type: ignore[arg-type]
-            threads=SimThreads(self.owner, f"threads {seed}"),
+            threads=SimThreads(self.owner, f"threads {seed}", self.disk_state),
             dial=self.world.network.dial(self.owner, "link"),
             listen=self.world.network.listen(self.owner),
         )

@@ -36,7 +36,8 @@ FAULTY = 150.0
 SETTLED_AFTER = 300.0
 """After how long without faults everything has to be done, in seconds."""
 
-EXPECTED_ERRORS = frozenset[str]()
+EXPECTED_ERRORS = frozenset({"store cannot write"})
+"""What is logged as an error when the disk fails."""
 
 
 @attrs.frozen(kw_only=True)
@@ -360,7 +361,7 @@ class World:
         kinds = [
             "cut link", "cut link", "cut http", "haunt link", "clog link", "half link",
             "clog http", "refuse link", "refuse http", "swallow link", "slow", "kill host",
-            "kill vm", "kill both", "stop host", "stop vm",
+            "kill vm", "kill both", "stop host", "stop vm", "full disk", "lazy disk",
         ]  # fmt: skip
         if self.faults is not None:
             kinds = [kind for kind in kinds if kind in self.faults]
@@ -404,6 +405,10 @@ class World:
                 each = "host" if where == "host" else f"vm-{draw.choice(self.users)}"
                 pause = draw.choice([0.05, 2.0, 15.0, 140.0 if where == "vm" else 5.0])
                 self._kill_and_restart(each, pause, nursery, planes)
+            case "full":
+                self.processes["host"].disk_state.full_until = now + draw.choice([0.1, 3.0, 20.0])
+            case "lazy":
+                self.processes["host"].disk_state.slow_until = now + draw.choice([0.1, 3.0, 20.0])
             case "stop":
                 each = "host" if where == "host" else f"vm-{draw.choice(self.users)}"
                 if self.processes[each].is_alive and self.processes[each].is_up.is_set():
@@ -452,6 +457,8 @@ class World:
                 await trio.sleep(FAULTY)
             until.set()
             self.network.heal()
+            self.processes["host"].disk_state.full_until = 0.0
+            self.processes["host"].disk_state.slow_until = 0.0
             self.trace.note("healed")
             for kind, process in self.processes.items():
                 with trio.move_on_after(30) as scope:
@@ -521,7 +528,8 @@ class _Logs(logging.Handler):
             now = -1.0
         sign = "" if is_alive else " (dead)"
         self._lines.append(f"{now:.3f} {record.levelname} {name}{sign} {record.getMessage()}")
-        if record.levelno >= logging.ERROR and (is_alive or name == "?"):
+        is_expected = fields.get("event") in EXPECTED_ERRORS
+        if record.levelno >= logging.ERROR and (is_alive or name == "?") and not is_expected:
             text = record.getMessage()
             exc = record.exc_info[1] if record.exc_info else None
             self._world.violate(f"ERROR {name}: {text}", exc)

@@ -12,6 +12,7 @@ import socket
 import trio
 from hypercorn.config import Config
 from hypercorn.trio import serve
+from parent import end_with_parent
 from quart import Response, websocket
 from quart_trio import QuartTrio
 
@@ -49,6 +50,7 @@ async def stream(session_id: str) -> Response:
 
 
 if __name__ == "__main__":
+    end_with_parent()
     listener = socket.create_server(("127.0.0.1", 0), backlog=512)
     print("listening on", listener.getsockname()[1], flush=True)
     config = Config()

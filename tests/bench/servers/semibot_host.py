@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 
 import trio
+from parent import end_with_parent
 
 from semibot.cli.logs import configure_logs
 from semibot.config.settings import HostSettings
@@ -43,5 +44,6 @@ async def main(data_dir: Path, users: int) -> None:
 
 
 if __name__ == "__main__":
+    end_with_parent()
     configure_logs(is_verbose=False)
     trio.run(main, Path(sys.argv[1]), int(sys.argv[2]))

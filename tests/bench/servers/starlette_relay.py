@@ -10,6 +10,7 @@ import json
 import socket
 
 import uvicorn
+from parent import end_with_parent
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import StreamingResponse
@@ -52,6 +53,7 @@ async def stream(request: Request) -> StreamingResponse:
 app = Starlette(routes=[WebSocketRoute("/ws/vm", vm), Route("/stream/{session_id}", stream)])
 
 if __name__ == "__main__":
+    end_with_parent()
     listener = socket.create_server(("127.0.0.1", 0), backlog=512)
     print("listening on", listener.getsockname()[1], flush=True)
     # `auto` takes uvloop, httptools and websockets where they are installed.
