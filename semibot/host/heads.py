@@ -56,6 +56,11 @@ class HeadFilter:
         """Whether a head has begun and not ended."""
         return self._state == "head" and bool(self._buffer)
 
+    @property
+    def is_upgraded(self) -> bool:
+        """Whether what comes now are the frames of a WebSocket."""
+        return self._state == "upgraded"
+
     def feed(self, data: bytes | bytearray) -> bytes:
         """Return what may go to the parser; it is empty while a head is incomplete.
 

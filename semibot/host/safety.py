@@ -29,8 +29,13 @@ def is_loopback(host: str) -> bool:
 
 
 def has_local_user(settings: HostSettings) -> bool:
-    """Return whether everybody who can reach the host is its one local user."""
-    return is_loopback(settings.host) and settings.run_mode == "development"
+    """Return whether everybody who can reach the host is its one local user.
+
+    Not with a key of one's own: whoever sets one has users in mind, and perhaps a proxy, which
+    reaches loopback for everybody.
+    """
+    is_private = is_loopback(settings.host) and settings.run_mode == "development"
+    return is_private and settings.jwt_secret is None
 
 
 def check_safety(settings: HostSettings) -> None:

@@ -44,6 +44,9 @@ LAST_WORDS: Final = 1.0
 SEND_PIECE: Final = 16 * 1024
 """Bytes that a peer has to accept within ``http.stall_timeout``."""
 
+MAX_STRANGER_BYTES: Final = 64 * 1024
+"""Bytes of a WebSocket that are read before the app says that its peer is let in."""
+
 # ASGI's own types are open mappings; hypercorn and quart say the same with TypedDicts.
 Scope: TypeAlias = MutableMapping[str, Any]  # type: ignore[explicit-any]
 Message: TypeAlias = MutableMapping[str, Any]  # type: ignore[explicit-any]
@@ -85,6 +88,11 @@ class BoundedStream:
         self._reads_until = math.inf
         self._reading: trio.CancelScope | None = None
         self._is_aborted = False
+        self._strange = 0
+        self.let_in: trio.Event = trio.Event()
+        """Set when the peer of a WebSocket has said who it is."""
+        self.life: trio.CancelScope = trio.CancelScope()
+        """Ends everything that is done for the connection."""
         self.is_stalled: bool = False
         """Whether the connection was ended because the peer accepted nothing."""
 
@@ -107,6 +115,8 @@ class BoundedStream:
                 self._head_began = math.inf
             until = self._head_began + self._deadlines.http_request_head
             with trio.CancelScope(deadline=min(until, self._reads_until)) as self._reading:
+                if self._strange >= MAX_STRANGER_BYTES:  # a whole message would be kept
+                    await self.let_in.wait()
                 data = await self._stream.receive_some(max_bytes)
             if self._reading.cancelled_caught:
                 if trio.current_time() < self._reads_until:
@@ -119,6 +129,8 @@ class BoundedStream:
             except BadHead as exc:
                 await self._refuse(exc.status, exc.reason)
                 return b""
+            if self._heads.is_upgraded:
+                self._strange += len(passed)
             if passed:
                 return passed
         return b""
@@ -157,6 +169,8 @@ class BoundedStream:
     def stop_reading_in(self, seconds: float) -> None:
         """Let the connection end after *seconds*, whatever the peer does."""
         self._reads_until = trio.current_time() + seconds
+        # Hypercorn may be waiting to hand over what nobody will take any more.
+        self.life.deadline = min(self.life.deadline, self._reads_until + LAST_WORDS)
         if self._reading is not None:
             self._reading.deadline = min(self._reading.deadline, self._reads_until)
 
@@ -217,13 +231,14 @@ class Server:
         bounded = BoundedStream(stream, self._deadlines)
         self._streams.add(bounded)
         try:
-            await TCPServer(
-                ASGIWrapper(cast("ASGIFramework", self._app_for(bounded))),
-                _make_config(),
-                self._context,
-                {},
-                cast("trio.SSLStream[trio.SocketStream]", bounded),
-            )
+            with bounded.life:
+                await TCPServer(
+                    ASGIWrapper(cast("ASGIFramework", self._app_for(bounded))),
+                    _make_config(),
+                    self._context,
+                    {},
+                    cast("trio.SSLStream[trio.SocketStream]", bounded),
+                )
         except (OSError, trio.BrokenResourceError, trio.ClosedResourceError) as exc:
             log.debug("connection ended", error=repr(exc))
         except Exception as exc:  # noqa: BLE001 - the parser's own troubles with a hostile peer
@@ -237,9 +252,27 @@ class Server:
     def _app_for(self, stream: BoundedStream) -> App:
         async def app(scope: Scope, receive: Receive, send: Send) -> None:
             extensions = scope.setdefault("extensions", {})
-            extensions["semibot"] = {"stalled": lambda: stream.is_stalled}
-            await self._app(scope, receive, send)
-            if scope["type"] == "websocket":
+            extensions["semibot"] = {
+                "stalled": lambda: stream.is_stalled,
+                "let_in": stream.let_in.set,
+            }
+            is_answered = False
+
+            async def send_to_end(message: Message) -> None:
+                nonlocal is_answered
+                if message["type"] != "http.response.body" or message.get("more_body", False):
+                    await send(message)
+                    return
+                # Hypercorn tells us of the end behind the rest of the request, for which it
+                # has no room if that was never read.
+                async with trio.open_nursery() as nursery:
+                    nursery.start_soon(_drop_all, receive)
+                    await send(message)
+                    nursery.cancel_scope.cancel("answered")
+                is_answered = True
+
+            await self._app(scope, receive, send_to_end)
+            if not is_answered:
                 # Hypercorn would wait for the peer's part of the closing handshake for ever.
                 stream.stop_reading_in(self._deadlines.channel_close)
 
@@ -260,6 +293,11 @@ class Server:
         async with trio.open_nursery() as nursery:
             for stream in tuple(self._streams):
                 nursery.start_soon(stream.abort)
+
+
+async def _drop_all(receive: Receive) -> None:
+    while True:
+        await receive()
 
 
 def _make_config() -> Config:

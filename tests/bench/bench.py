@@ -55,11 +55,15 @@ class Plan:
     links: int
     """Idle links."""
     sessions: Sequence[int] = (1, 100)
+    batches: Sequence[int] = (1, BATCH)
+    """Events in a frame."""
 
 
 FULL = Plan(rounds=3, single=20_000, batched=60_000, seconds=4.0, links=200)
 QUICK = Plan(rounds=1, single=3_000, batched=12_000, seconds=0.5, links=30)
-SMOKE = Plan(rounds=1, single=200, batched=640, seconds=0.1, links=4, sessions=(3,))
+SMOKE = Plan(
+    rounds=1, single=200, batched=640, seconds=0.1, links=4, sessions=(3,), batches=(BATCH,)
+)
 
 
 async def run(plan: Plan, peers: Sequence[Peer], say: Callable[[str], None]) -> list[Row]:
@@ -71,7 +75,7 @@ async def run(plan: Plan, peers: Sequence[Peer], say: Callable[[str], None]) -> 
         say: Told what is going on.
     """
     rows = []
-    for batch in (1, BATCH):
+    for batch in plan.batches:
         for sessions in plan.sessions:
             count = plan.single if batch == 1 else plan.batched
             measure = partial(measure_throughput, sessions=sessions, batch=batch, count=count)

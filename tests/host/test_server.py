@@ -153,6 +153,62 @@ async def test_a_websocket_has_no_compression_and_ends_after_our_close(autojump_
         assert rest == b"\x88\x02\x0f\xa1"
 
 
+@pytest.mark.parametrize("path", [b"/", b"/late"])
+async def test_a_body_that_nobody_reads_keeps_no_connection(autojump_clock, path):
+    async def app(scope, receive, send):
+        if scope["path"] == "/late":
+            await trio.sleep(1)
+        await hello(scope, receive, send)
+
+    async with serving(app) as (server, listener):
+        peer = await listener.connect()
+        head = b"POST " + path + b" HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n"
+        await peer.send_all(head + b"1\r\na\r\n" * 3000)
+        assert b"hello" in await read_to_end(peer)
+        await peer.aclose()
+        await trio.sleep(10)
+        assert server.connections == 0
+
+
+async def test_messages_after_our_close_keep_no_connection(autojump_clock):
+    async def app(scope, receive, send):
+        await receive()
+        await send({"type": "websocket.accept"})
+        await trio.sleep(1)
+        await send({"type": "websocket.close", "code": 4001, "reason": "refused"})
+
+    async with serving(app) as (server, listener):
+        peer = await listener.connect()
+        await peer.send_all(UPGRADE)
+        assert b"HTTP/1.1 101" in await peer.receive_some()
+        await peer.send_all(b"\x81\x81\x00\x00\x00\x00x" * 1000)
+        await trio.sleep(10)
+        assert server.connections == 0
+
+
+async def test_little_is_read_of_a_stranger_and_the_rest_once_it_is_let_in(autojump_clock):
+    size = 1024 * 1024
+    frame = b"\x81\xff" + size.to_bytes(8, "big") + bytes(4) + b"x" * size
+    seen = []
+
+    async def app(scope, receive, send):
+        await receive()
+        await send({"type": "websocket.accept"})
+        with trio.move_on_after(5):
+            await receive()
+            seen.append("too early")
+        scope["extensions"]["semibot"]["let_in"]()
+        seen.append(len((await receive())["text"]))
+
+    async with serving(app) as (_, listener):
+        peer = await listener.connect()
+        await peer.send_all(UPGRADE)
+        await peer.receive_some()
+        await peer.send_all(frame)
+        await trio.sleep(10)
+        assert seen == [size]
+
+
 async def test_a_handler_that_fails_fails_alone(autojump_clock):
     async def app(scope, receive, send):
         if scope.get("path") == "/bad":

@@ -103,7 +103,7 @@ REFUSED = {
 
 
 async def test_what_cannot_be_answered_is_refused_and_changes_nothing(tmp_path):
-    bounds = {"http_request_head": 1.0, "http_request_body": 1.0}
+    bounds = {"http_request_head": 2.0, "http_request_body": 2.0}
     async with open_plane(tmp_path / "plane", deadlines=bounds) as plane:
         for name, (request, status, code) in REFUSED.items():
             answered, body = await raw(plane.port, request)

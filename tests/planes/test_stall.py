@@ -15,6 +15,10 @@ from semibot.wire.sse import EventId
 QUICK_LOSS = {"link_heartbeat": 0.2, "link_dead_after": 1.0, "vm_lost_after": 1.0}
 
 
+SOON = 4.0
+"""What is not delayed takes, on a machine that is busy; less than any bound here, in seconds."""
+
+
 async def test_who_reads_nothing_delays_nobody_and_is_cut_off(tmp_path):
     bounds = {"http_stall_timeout": 5.0}
     async with open_plane(tmp_path / "plane", deadlines=bounds) as plane:
@@ -33,11 +37,11 @@ async def test_who_reads_nothing_delays_nobody_and_is_cut_off(tmp_path):
             async with open_link(plane.port, "no token") as vm:
                 code, _, at = await vm.close_code()
             assert code == 4001
-            assert at - start < 2
+            assert at - start < SOON
             for follower in (asker, reader):
                 await follower.wait(lambda f: f.terminals)
                 times = [item.at for item in follower.seen]
-                assert max(b - a for a, b in itertools.pairwise(times)) < 2
+                assert max(b - a for a, b in itertools.pairwise(times)) < SOON
             check_reader(reader.seen, plane.stored(asker.session_id))
 
             # The stalled ones are gone once they have accepted nothing for so long.
@@ -62,15 +66,15 @@ async def test_a_stopped_vm_delays_neither_others_nor_the_next_vm(tmp_path):
             await reader.wait(lambda f: f.seen)
             answer = await plane.ask("POST", f"/api/v1/chat/sessions/{asker.session_id}/cancel", {})
             assert (answer.status, answer.data["pending"]) == (202, True)
-            assert trio.current_time() - start < 3
+            assert trio.current_time() - start < SOON
             start = trio.current_time()
             async with open_link(plane.port, plane.token, boot_id="b" * 32) as vm:
                 await vm.hear("init")
                 await vm.resume()
-                assert trio.current_time() - start < 2
+                assert trio.current_time() - start < SOON
                 for follower in (asker, reader):  # whose run the stopped VM had
                     await follower.wait(lambda f: f.terminals)
-                    assert follower.seen[-1].at - start < 2
+                    assert follower.seen[-1].at - start < SOON
                 check_store(plane.stored(asker.session_id))
                 # Nobody waits for its part of the closing handshake.
                 gone = await seconds_until(lambda: not linked & set(plane.connections()), 5)
