@@ -151,10 +151,11 @@ async def live_dial(host: str, port: int, *, use_tls: bool) -> ByteStream:
     )
     try:
         await secured.do_handshake()
-    except BaseException as exc:
+    except trio.BrokenResourceError as exc:
         await trio.aclose_forcefully(stream)
-        if isinstance(exc, trio.BrokenResourceError):
-            raise ConnectionError(f"TLS with {host} failed: {exc.__cause__ or exc}") from exc
+        raise ConnectionError(f"TLS with {host} failed: {exc.__cause__ or exc}") from exc
+    except BaseException:
+        await trio.aclose_forcefully(stream)
         raise
     return secured
 

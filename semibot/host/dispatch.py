@@ -313,7 +313,7 @@ class Dispatcher:
         """Work on one session until nothing has changed since the last look."""
         pause = FIRST_RETRY
         try:
-            while True:
+            while True:  # noqa: ASYNC913 - looking is a checkpoint
                 self._again.discard(session_id)
                 try:
                     async with room:

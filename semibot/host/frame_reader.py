@@ -146,9 +146,7 @@ class FrameReader:
             await self._refuse(frame)  # deleted while the tail was loaded
             return
         held.tail = tail
-        event = StoredEvent(
-            term=frame.term, seq=frame.seq, run_id=frame.run_id, type=kind, data=frame.data
-        )
+        event = StoredEvent(frame.term, frame.seq, frame.run_id, kind, frame.data)
         match held.incoming.judge(frame.term, frame.seq, frame.run_id, frame.data):
             case Accept():
                 tail.receive(event, waits_for_commit=kind in WAITS_FOR_COMMIT)

@@ -194,7 +194,8 @@ class Intake:
         counted = size + OVERHEAD
         self._pending += counted
         self._budget.take(counted)
-        self._work.unpark_all()
+        if self._work:  # unparking nobody costs as much as all else here
+            self._work.unpark_all()
         return counted
 
     def drop_events(self, session_id: str) -> None:

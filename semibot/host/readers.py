@@ -64,7 +64,6 @@ class Reader:
         self._tally = tally
         self._greeting = greeting
         self._pace = pace
-        self._wrote_at = 0.0
         self._rests_until = 0.0
         self._is_closed = False
         tail.attach(cursor)
@@ -139,18 +138,15 @@ class Reader:
             elif self._join_id is None and tail.has_news(cursor):
                 now = trio.current_time()
                 if now < self._rests_until:
-                    await self._pace.rest(self._rests_until)
-                    self._rests_until = 0.0
+                    await trio.sleep_until(self._rests_until)
                     has_yielded = True
                 elif has_yielded:
                     before = cursor.seq
                     chunk = tail.take(cursor)
                     has_yielded = bool(chunk)
                     if chunk:
-                        events = cursor.seq - before
-                        rest = self._pace.rest_after(now, self._wrote_at, events)
+                        rest = self._pace.rest_after(now, cursor.seq - before)
                         self._rests_until = now + rest
-                        self._wrote_at = now
                 else:
                     await trio.lowlevel.checkpoint()
                     has_yielded = True

@@ -217,7 +217,7 @@ class Requests:
         """Wait until none of some requests is under way; at most :data:`LEGACY_WAIT`."""
         book = self._book(user_id)
         running = [book.running[each] for each in request_ids if each in book.running]
-        with trio.move_on_after(LEGACY_WAIT):
+        with trio.move_on_after(LEGACY_WAIT):  # noqa: ASYNC912 - maybe nothing to wait for
             for entry in running:
                 await entry.done.wait()
 
@@ -265,6 +265,7 @@ class Requests:
         if entry.response is None or book.running.get(request.id) is not entry:
             return  # cancelled, and perhaps asked again under the same id
         del book.running[request.id]
+        entry.request = attrs.evolve(request, method=method, params={})  # they may be 10 MiB
         entry.answered_at = trio.current_time()
         book.keep(entry)
         entry.asker.send(entry.response)

@@ -159,7 +159,8 @@ class BoundedStream:
             trio.ClosedResourceError: If the connection was closed here.
         """
         for start in range(0, len(data), SEND_PIECE):
-            with trio.move_on_after(self._deadlines.http_stall_timeout) as scope:
+            until = trio.current_time() + self._deadlines.http_stall_timeout
+            with trio.CancelScope(deadline=until) as scope:
                 await self._stream.send_all(data[start : start + SEND_PIECE])
             if scope.cancelled_caught:
                 self.is_stalled = True
@@ -263,13 +264,15 @@ class Server:
                 if message["type"] != "http.response.body" or message.get("more_body", False):
                     await send(message)
                     return
-                # Hypercorn tells us of the end behind the rest of the request, for which it
-                # has no room if that was never read.
+                # Before it is sent, because some frameworks cancel the task that does so as soon
+                # as they hear of the end.
+                is_answered = True
+                # Hypercorn says so behind the rest of the request, for which it has no room if
+                # that was never read.
                 async with trio.open_nursery() as nursery:
                     nursery.start_soon(_drop_all, receive)
                     await send(message)
                     nursery.cancel_scope.cancel("answered")
-                is_answered = True
 
             await self._app(scope, receive, send_to_end)
             if not is_answered:

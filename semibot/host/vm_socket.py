@@ -44,6 +44,7 @@ from semibot.wire.frames import (
     RequestStatus,
     Resume,
     ResumeResponse,
+    SseEvent,
     Token,
     decode_from_vm,
 )
@@ -295,9 +296,12 @@ class VmSocket:
             return
         self._reader.count(frames)
         share = size_of(text) // len(frames)
+        before = ""
         for frame in frames:
             try:
-                self._order.received(frame.type)
+                if not frame.type == before == SseEvent.type:  # an event changes no state
+                    self._order.received(frame.type)
+                before = frame.type
                 if isinstance(frame, Resume):
                     await self._resume(frame, link, nursery)
                 else:

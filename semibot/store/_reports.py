@@ -36,6 +36,16 @@ MEMORY_TYPES: Final = frozenset({"episodic", "semantic", "procedural"})
 MAX_TOKENS: Final = 10**12
 """More than any run uses; totals stay far below what the database can add up."""
 
+MAX_NAME: Final = 256
+"""Most characters of a name: of a model, an event, a skill, an agent."""
+
+MAX_TEXT: Final = 256 * 1024
+"""Most characters of a text, or of details as JSON: a page of many is made in memory, and a
+memory is taken into an index while every other writer waits."""
+
+MAX_QUERY: Final = 4096
+"""How many characters of a question are looked at."""
+
 IDEOGRAPH: Final = re.compile(
     "[\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U000323af]"
 )
@@ -46,6 +56,10 @@ IDEOGRAPHS: Final = re.compile(IDEOGRAPH.pattern + "+")
 
 MAX_TERMS: Final = 64
 """Words of a question that are searched for; the first ones."""
+
+
+TOO_LONG: Final = "bad parameters: a text is too long"
+"""Why a report is dropped that would fill what everybody shares."""
 
 
 # --- effects --------------------------------------------------------------------------
@@ -98,6 +112,8 @@ class _Usage:
 def _add_usage(db: Database, link: LinkRef, report: ReportIn, usage: _Usage) -> str | None:
     if not (0 <= usage.tokens_in <= MAX_TOKENS and 0 <= usage.tokens_out <= MAX_TOKENS):
         return "bad parameters: a number of tokens is out of range"
+    if len(usage.model) > MAX_NAME:
+        return TOO_LONG
     now = db.now()
     session_id, org_id = _session_of(db, link, report), _organization_of(db, link)
     db.change(
@@ -132,6 +148,8 @@ class _Audit:
 
 def _add_audit(db: Database, link: LinkRef, report: ReportIn, audit: _Audit) -> str | None:
     details = dump_json(audit.details)
+    if len(audit.event) > MAX_NAME or len(details) > MAX_TEXT:
+        return TOO_LONG
     db.change(
         "INSERT INTO audit_log (user_id, session_id, event, details, created_at)"
         " VALUES (?, ?, ?, ?, ?)",
@@ -151,6 +169,8 @@ class _Skill:
 def _add_skill(db: Database, link: LinkRef, report: ReportIn, skill: _Skill) -> str | None:
     if not 0 <= skill.quality_score <= 1:
         return "bad parameters: quality_score is a number from 0 to 1"
+    if len(skill.name) > MAX_NAME or len(skill.description) + len(skill.skill_md) > MAX_TEXT:
+        return TOO_LONG
     status = "approved" if skill.quality_score >= APPROVED_FROM else "pending_review"
     db.change(
         "INSERT INTO evolved_skills (user_id, session_id, name, description, skill_md,"
@@ -229,11 +249,13 @@ class _Memory:
 def _add_memory(db: Database, link: LinkRef, report: ReportIn, memory: _Memory) -> str | None:
     if not (memory.agent_id.strip() and memory.content.strip()):
         return "bad parameters: agent_id and content may not be blank"
+    metadata = dump_json(memory.metadata or {})
+    if len(memory.agent_id) > MAX_NAME or len(memory.content) + len(metadata) > MAX_TEXT:
+        return TOO_LONG
     kind = memory.memory_type or ""
     if kind in {"long_term", "long-term"}:
         kind = "semantic"
     importance = 0.5 if memory.importance is None else min(max(memory.importance, 0.0), 1.0)
-    metadata = dump_json(memory.metadata or {})
     db.change(
         "INSERT INTO memories (org_id, user_id, agent_id, session_id, content, words,"
         " memory_type, importance, metadata, created_at) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
@@ -300,7 +322,7 @@ def _terms(query: str) -> tuple[str, ...]:
     in pairs.
     """
     terms: list[str] = []
-    for word in re.findall(r"[^\W_]+", query):
+    for word in re.findall(r"[^\W_]+", query[:MAX_QUERY]):
         terms += IDEOGRAPH.sub(" ", word).split()
         for run in IDEOGRAPHS.findall(word):
             terms += [" ".join(run[at : at + 2]) for at in range(max(len(run) - 1, 1))]

@@ -44,6 +44,9 @@ else:
 MAX_DEPTH: Final = 64
 """How deeply JSON from outside may be nested."""
 
+MAX_VALUES: Final = 500_000
+"""How many values JSON from outside may have, about; more would stop everything for seconds."""
+
 T = TypeVar("T")
 _Hook: TypeAlias = Callable[[object, object], object]
 
@@ -118,8 +121,8 @@ def load_json(data: str | bytes | bytearray) -> JsonValue:
 
     Raises:
         RemoteProtocolError: If it is not strict JSON, is nested deeper than
-            :data:`MAX_DEPTH`, repeats a key, or contains a lone surrogate or a number that
-            is too large to be said again.
+            :data:`MAX_DEPTH`, has more than :data:`MAX_VALUES` values, repeats a key, or
+            contains a lone surrogate or a number that is too large to be said again.
     """
     try:
         if isinstance(data, str):
@@ -127,6 +130,8 @@ def load_json(data: str | bytes | bytearray) -> JsonValue:
             text = data
         else:
             text = bytes(data).decode("utf-8", "strict")
+        if _count_marks(text) > MAX_VALUES < _count_marks(_STRING.sub("", text)):
+            raise RemoteProtocolError("too many values")
         value = _decode(text)
         if "\\u" in text and _SURROGATE_ESCAPE.search(text):
             json.dumps(value, ensure_ascii=False).encode()  # pairs are fine, halves are not
@@ -148,6 +153,8 @@ def load_json(data: str | bytes | bytearray) -> JsonValue:
 
 
 _SPACE: Final = " \t\n\r"
+# Possessive and closed or not, so that a hostile text costs no more than its length.
+_STRING: Final = re.compile(r'"[^"\\]*+(?:\\.[^"\\]*+)*+"?', re.DOTALL)
 _SURROGATE_ESCAPE: Final = re.compile(r"\\u[dD][89a-fA-F]")
 
 
@@ -175,6 +182,11 @@ def _unique_pairs(pairs: list[tuple[str, JsonValue]]) -> dict[str, JsonValue]:
 _decoder: Final = json.JSONDecoder(
     parse_constant=_refuse_constant, parse_float=_finite, object_pairs_hook=_unique_pairs
 )
+
+
+def _count_marks(text: str) -> int:
+    """Return how many values *text* has at most, if none of it lies in strings."""
+    return text.count(",") + text.count("[") + text.count("{")
 
 
 def _decode(text: str) -> JsonValue:
@@ -295,6 +307,15 @@ def _mapping(value: object) -> Mapping[str, object]:
 
 def require_json(value: object) -> None:
     """Check that *value* is JSON data; raise ``ValueError`` if it is not."""
+    # The classes that a decoder makes come first: a frame may have millions of them.
+    kind = type(value)
+    if kind in _PLAIN:
+        return
+    if kind is list:
+        for item in typing.cast("list[object]", value):
+            if type(item) not in _PLAIN:
+                require_json(item)
+        return
     match value:
         case None | bool() | int() | str():
             return
@@ -312,6 +333,9 @@ def require_json(value: object) -> None:
         case _:
             message = "expected JSON data"
             raise _Mismatch(message)
+
+
+_PLAIN: Final = frozenset({type(None), bool, int, str})
 
 
 def _literal(value: object, as_type: object) -> object:

@@ -284,7 +284,8 @@ class Outgoing:
                 that every session goes on.
 
         Returns:
-            Open sessions that are lost and must end silently.
+            Sessions that are lost and must end silently; also those that were stopped, as
+            what they have answered is lost as well, and the host will ask again.
         """
         self._is_settled = True
         lost: list[str] = []
@@ -297,8 +298,8 @@ class Outgoing:
                 is_lost = status.fenced or status.gone or status.acked_seq is None
                 acked = -1 if is_lost else status.acked_seq or 0
             if not lane.first_seq - 1 <= acked <= lane.last_seq:
-                if self.discard(lane.session_id):
-                    lost.append(lane.session_id)
+                self.discard(lane.session_id)
+                lost.append(lane.session_id)
                 continue
             lane.is_held = False
             self._acknowledge(lane, acked)

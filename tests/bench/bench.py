@@ -11,7 +11,10 @@ Three servers, each in a process of its own:
 
 The relays keep nothing: no disk, no acknowledgements, no replay. All get the same frames
 from one WebSocket, which stands for one user's VM with 1 or 100 sessions, each with one
-reader. In the first rows a frame has one event; in the others 64, for everybody.
+reader. Frames are the same for all servers. In the first rows a frame has one event. In the
+batched rows it has up to 64 of one session, and sessions take turns, as when a session's own
+queue is drained in one go. In the mixed row the 64 events of a frame are of 64 sessions, which
+is the worst that batching can do: every reader gets every event by itself.
 
 **Compare ratios, not rates.** Server and generator share the machine, so events a second say
 as much about the generator and the neighbours. CPU per event of the server process is
@@ -76,11 +79,16 @@ async def run(plan: Plan, peers: Sequence[Peer], say: Callable[[str], None]) -> 
     """
     rows = []
     for batch in plan.batches:
+        count = plan.single if batch == 1 else plan.batched
+        measure = partial(measure_throughput, batch=batch, count=count)
         for sessions in plan.sessions:
-            count = plan.single if batch == 1 else plan.batched
-            measure = partial(measure_throughput, sessions=sessions, batch=batch, count=count)
             name = f"{sessions} session{'s' * (sessions > 1)}, {batch} a frame"
-            rows.append(await _rounds(name, plan, peers, measure, say))
+            measure_turns = partial(measure, sessions=sessions, turn=batch)
+            rows.append(await _rounds(name, plan, peers, measure_turns, say))
+        if batch > 1 and sessions > 1:
+            name = f"{sessions} sessions, {batch} a frame, mixed"
+            measure_mixed = partial(measure, sessions=sessions, turn=1)
+            rows.append(await _rounds(name, plan, peers, measure_mixed, say))
     for sessions in plan.sessions:
         measure = partial(measure_latency, sessions=sessions, rate=RATE, seconds=plan.seconds)
         name = f"latency at {RATE:,} events/s, {sessions} session{'s' * (sessions > 1)}"

@@ -51,10 +51,10 @@ class _Arrivals:
 
 
 async def _pour(
-    link: Link, lines: list[Line], arrivals: _Arrivals, count: int, batch: int
+    link: Link, lines: list[Line], arrivals: _Arrivals, count: int, batch: int, turn: int
 ) -> Callable[[], object]:
     """Prepare *count* events and return what sends them and waits for them."""
-    pieces = in_pieces(make_frames(lines, count, batch))
+    pieces = in_pieces(make_frames(lines, count, batch, turn))
 
     async def go() -> None:
         arrivals.expect(count)
@@ -65,8 +65,10 @@ async def _pour(
     return go
 
 
-async def measure_throughput(peer: Peer, sessions: int, batch: int, count: int) -> Throughput:
-    """Pour *count* events, after a tenth of that to warm up."""
+async def measure_throughput(
+    peer: Peer, sessions: int, batch: int, count: int, turn: int
+) -> Throughput:
+    """Pour *count* events, after a tenth of that to warm up; see :func:`make_frames`."""
     with trio.fail_after(PATIENCE):
         async with peer.open(1) as plane:
             link, lines, readers = await plane.open_sessions(sessions)
@@ -76,11 +78,11 @@ async def measure_throughput(peer: Peer, sessions: int, batch: int, count: int) 
                     pause = 0.002 if sessions == 1 else 0.02
                     nursery.start_soon(reader.read, pause, arrivals.take)
                 warm_up = max(count // 10, sessions)
-                await (await _pour(link, lines, arrivals, warm_up, batch))()
-                lines = advance(lines, warm_up)
+                await (await _pour(link, lines, arrivals, warm_up, batch, turn))()
+                lines = advance(lines, warm_up, turn)
                 await plane.drain(link, lines)
-                go = await _pour(link, lines, arrivals, count, batch)
-                lines = advance(lines, count)
+                go = await _pour(link, lines, arrivals, count, batch, turn)
+                lines = advance(lines, count, turn)
                 cpu, start = plane.server.cpu_seconds(), trio.current_time()
                 async with trio.open_nursery() as draining:
                     draining.start_soon(plane.drain, link, lines)

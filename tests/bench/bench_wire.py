@@ -11,6 +11,7 @@ import base64
 import json
 import os
 import socket
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 
 import attrs
@@ -35,13 +36,14 @@ class Line:
     next_seq: int
 
 
-def make_frames(lines: Sequence[Line], count: int, batch: int) -> list[bytes]:
+def make_frames(lines: Sequence[Line], count: int, batch: int, turn: int = 1) -> list[bytes]:
     """Return WebSocket frames with *count* events in all; sessions take turns.
 
     Args:
         lines: The sessions.
         count: Events.
         batch: Events in one frame; 1 means bare ones.
+        turn: Events that a session says before it is the next one's turn.
     """
     event = json.dumps(
         {"type": "text_chunk", "content": "~ a few words of text"}, separators=(",", ":")
@@ -52,22 +54,28 @@ def make_frames(lines: Sequence[Line], count: int, batch: int) -> list[bytes]:
         for line in lines
     ]
     tails = [f',"run_id":"{line.run_id}","data":{data}}}' for line in lines]
+    seqs = [line.next_seq for line in lines]
     texts = []
-    for number in range(count):
-        turn, which = divmod(number, len(lines))
-        texts.append(f"{heads[which]}{lines[which].next_seq + turn}{tails[which]}")
+    for which in _turns(len(lines), count, turn):
+        texts.append(f"{heads[which]}{seqs[which]}{tails[which]}")
+        seqs[which] += 1
     if batch == 1:
         return [text_frame(text) for text in texts]
     groups = (texts[start : start + batch] for start in range(0, count, batch))
     return [text_frame(f'{{"type":"batch","frames":[{",".join(group)}]}}') for group in groups]
 
 
-def advance(lines: Sequence[Line], count: int) -> list[Line]:
+def advance(lines: Sequence[Line], count: int, turn: int = 1) -> list[Line]:
     """Return the sessions as they are after *count* events of :func:`make_frames`."""
+    said = Counter(_turns(len(lines), count, turn))
     return [
-        attrs.evolve(line, next_seq=line.next_seq + len(range(which, count, len(lines))))
-        for which, line in enumerate(lines)
+        attrs.evolve(line, next_seq=line.next_seq + said[which]) for which, line in enumerate(lines)
     ]
+
+
+def _turns(sessions: int, count: int, turn: int) -> Iterable[int]:
+    """Return which session says each of *count* events."""
+    return (number // turn % sessions for number in range(count))
 
 
 def text_frame(text: str, opcode: int = 1) -> bytes:

@@ -23,11 +23,11 @@ async def test_each_situation_is_measured_for_each_server_that_is_installed():
     peers = [peer for peer in PEERS if peer.is_installed]
     said = []
     rows = await run(SMOKE, peers, said.append)
-    assert len(rows) == 3
-    assert len(said) == 3 * len(peers)
+    assert len(rows) == 4
+    assert len(said) == 4 * len(peers)
     assert all(set(row.peers) == {peer.name for peer in peers} for row in rows)
     table = render(rows, [peer.name for peer in peers])
-    assert table.count("\n") == 1 + 2 + 3 + 1
+    assert table.count("\n") == 1 + 2 + 2 + 3 + 1
 
 
 @pytest.mark.parametrize("batch", [1, 2, 64])
@@ -39,6 +39,21 @@ def test_load_is_what_a_vm_says_with_sessions_taking_turns(batch):
     names = [(event.session_id, event.term, event.seq) for event in events]
     assert names == [("s1", 1, 2), ("s2", 3, 7), ("s1", 1, 3), ("s2", 3, 8), ("s1", 1, 4)]
     assert [line.next_seq for line in advance(LINES, 5)] == [5, 9]
+
+
+def test_a_frame_has_events_of_one_session_if_its_turn_is_as_long():
+    frames = [decode_from_vm(unmask(frame)) for frame in make_frames(LINES, 7, 2, turn=2)]
+    said = [
+        [(event.session_id, event.seq) for event in (one if isinstance(one, tuple) else (one,))]
+        for one in frames
+    ]
+    assert said == [
+        [("s1", 2), ("s1", 3)],
+        [("s2", 7), ("s2", 8)],
+        [("s1", 4), ("s1", 5)],
+        [("s2", 9)],
+    ]
+    assert [line.next_seq for line in advance(LINES, 7, turn=2)] == [6, 10]
 
 
 def test_pieces_are_the_frames_joined():

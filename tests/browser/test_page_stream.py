@@ -58,7 +58,7 @@ async def test_gaps_repeats_and_strange_events_leave_the_page_as_the_host_says(
             {"id": "m3", "run_id": "r3", "role": "user", "content": "Three", "metadata": {}},
         ]
         calls = [{"call_id": "c1", "tool_name": "read_file"}]
-        run = {"run_id": "r2", "message_id": "m2", "text": "Sec", "open_calls": calls}
+        run = {"run_id": "r2", "message_id": "m2", "text": "Two ", "open_calls": calls}
         resync = {"type": "resync", "messages": messages, "run": run, "truncated": False}
         await write(page, 1, resync, "\r\n")
         await page.wait(f"{ANSWERS}[1]?.dataset.state === 'running'")
@@ -83,8 +83,8 @@ async def test_gaps_repeats_and_strange_events_leave_the_page_as_the_host_says(
                 {"type": "tool_auth_required", "tool_name": "run", "reason": "It asks.",
                  "suggested_grants": ["run:make"]},
                 {"type": "file_created", "filename": "a.txt", "size": 3, "url": "javascript:1"},
-                {"type": "text_chunk", "content": "ond"},
-                {"type": "execution_complete", "run_id": "r2", "final_response": "Second"},
+                {"type": "text_chunk", "content": "it is"},
+                {"type": "execution_complete", "run_id": "r2", "final_response": "Two it is"},
                 # A run that this page never saw to begin, and one that ends before it began.
                 {"type": "execution_error", "run_id": "nobody", "code": "X", "error": "no"},
                 {"type": "run_started", "run_id": "r3", "message_id": "m3", "message": "Three"},
@@ -98,7 +98,7 @@ async def test_gaps_repeats_and_strange_events_leave_the_page_as_the_host_says(
             ("user", "One"),
             ("assistant", "First"),
             ("user", "Two"),
-            ("assistant", "Sec ond"),  # around the rows
+            ("assistant", "Two it is"),  # around the rows
             ("user", "Three"),
             ("assistant", ""),
         ]

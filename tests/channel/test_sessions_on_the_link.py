@@ -121,6 +121,28 @@ async def test_a_session_that_the_host_took_away_is_dropped_silently(answer, aut
             assert [frame["session_id"] for frame in frames] == ["s2"]
 
 
+async def test_a_stopped_session_whose_answers_are_lost_is_dropped_too(autojump_clock):
+    handler = Handler()
+    async with open_host() as host, host.open_channel() as channel:
+        with channel.attach(handler):
+            link = await host.link()
+            await channel.wait_up()
+            lane = channel.open_lane("s1", 4, 3)
+            lane.put_event(*event(3))
+            lane.put_note(Cancelled(session_id="s1", command_id="c1", run_id=None, receipt={}))
+            channel.close_lane("s1")
+            await link.receive_many(2)
+            await link.drop()
+            link = await host.accept()
+            await link.introduce()
+            await link.receive()
+            gone = {"s1": {"gone": True}}
+            await link.send({"type": "resume_response", "results": {}, "sessions": gone})
+            await channel.wait_up()
+            assert handler.dropped == ["s1"]
+            assert channel.open_lane("s1", 1, 1) is not lane
+
+
 async def test_a_gap_is_filled_and_a_conflict_loses_the_session(autojump_clock):
     handler = Handler()
     async with open_host() as host, host.open_channel() as channel:

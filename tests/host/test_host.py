@@ -15,7 +15,7 @@ from semibot.config import Deadlines
 from semibot.config.settings import HostSettings
 from semibot.errors import ConfigError, DataDirectoryInUse, StoreError
 from semibot.host.host import open_host
-from semibot.host.safety import is_loopback
+from semibot.host.safety import has_local_user, is_loopback
 from semibot.host.server import open_server
 from semibot.live import live_ports
 from semibot.secret import Secret
@@ -156,3 +156,9 @@ async def test_a_host_that_strangers_could_use_is_not_opened(
 )
 def test_loopback_is_known(host: str, expected: bool) -> None:
     assert is_loopback(host) is expected
+
+
+def test_who_sets_a_key_has_users_and_no_local_one(tmp_path: Path) -> None:
+    # A proxy on the same machine brings everybody to a loopback address.
+    assert has_local_user(settings(tmp_path))
+    assert not has_local_user(settings(tmp_path, jwt_secret=GOOD))

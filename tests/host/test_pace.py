@@ -1,73 +1,71 @@
-"""Readers rest only while events come faster than they can be written one by one."""
+"""Readers rest between writes while events come fast, and never for long."""
 
 from __future__ import annotations
 
+import pytest
 import trio
-import trio.testing
+from relay_kit import Kit, event
 
-from semibot.host.pace import AFFORDED, BUSY, LONGEST, WINDOW, Pace
+from semibot.host.pace import BUSY, REST, WINDOW, Pace
 
 MANY = int(BUSY * WINDOW) + 1
 
 
-def test_a_reader_of_a_quiet_host_never_rests():
+def test_no_reader_is_kept_from_an_event_for_more_than_ten_milliseconds():
+    assert REST <= 0.01
+
+
+def test_readers_rest_only_while_many_events_are_taken():
     pace = Pace()
-    assert pace.rest_after(10.0, 9.0, MANY - 1) == 0
+    assert pace.rest_after(1.0, MANY - 1) == 0
+    assert pace.rest_after(1.001, 1) == REST
+    assert pace.rest_after(1.0 + WINDOW, 1) == REST  # it may go on like that
+    assert pace.rest_after(1.0 + 2 * WINDOW, 1) == 0
 
 
-def test_a_rest_grows_with_the_readers_that_are_busy():
+def test_what_was_before_a_silence_does_not_count():
     pace = Pace()
-    assert pace.rest_after(10.0, 9.0, MANY) == 1 / AFFORDED
-    assert pace.rest_after(10.0, 9.0, 1) == 2 / AFFORDED
+    assert pace.rest_after(1.0, MANY) == REST
+    assert pace.rest_after(1.0 + 5 * WINDOW, 1) == 0
 
 
-def test_a_reader_is_counted_once_in_a_window():
-    pace = Pace()
-    pace.rest_after(10.0, 9.0, MANY)
-    assert pace.rest_after(10.01, 10.0, 1) == 1 / AFFORDED
+@pytest.fixture
+def kit():
+    return Kit()
 
 
-def test_no_rest_is_longer_than_people_notice():
-    pace = Pace()
-    rests = [pace.rest_after(10.0, 9.0, MANY) for _ in range(1000)]
-    assert rests[-1] == LONGEST
+async def test_each_event_has_its_own_write_while_they_come_slowly(kit, autojump_clock):
+    client = await kit.reader("1-0")
+    await client.step()
+    for seq in (1, 2, 3):
+        await kit.receive(event(seq))
+        await client.step()
+        assert client.ids[-1] == f"1-{seq}"
+    assert trio.current_time() == 0
 
 
-def test_the_window_before_still_counts_and_an_older_one_does_not():
-    pace = Pace()
-    pace.rest_after(10.01, 9.0, MANY)
-    assert pace.rest_after(10.01 + WINDOW, 10.01, 1) == 1 / AFFORDED
-    assert pace.rest_after(10.01 + 3 * WINDOW, 10.01 + WINDOW, 1) == 0
+async def test_what_comes_while_a_reader_rests_is_one_write(kit, autojump_clock):
+    client = await kit.reader("1-0")
+    await client.step()
+    await kit.receive(*(event(seq) for seq in range(1, MANY + 1)))
+    await client.step()
+    assert len(client.ids) == MANY
+    for seq in (MANY + 1, MANY + 2):
+        await kit.receive(event(seq))
+    await client.step()
+    assert client.ids[-2:] == [f"1-{MANY + 1}", f"1-{MANY + 2}"]
+    assert trio.current_time() == pytest.approx(REST)
 
 
-async def test_who_rests_wakes_with_the_first(autojump_clock):
-    pace, woken = Pace(), []
-
-    async def rest(until: float) -> None:
-        await pace.rest(until)
-        woken.append(trio.current_time())
-
-    start = trio.current_time()
-    async with trio.open_nursery() as nursery:
-        nursery.start_soon(rest, start + 1)
-        await trio.testing.wait_all_tasks_blocked()
-        nursery.start_soon(rest, start + 5)
-    assert woken == [start + 1, start + 1]
-
-
-async def test_a_cancelled_keeper_lets_nobody_rest_for_ever(mock_clock):
-    pace, woken = Pace(), []
-
-    async def rest() -> None:
-        await pace.rest(trio.current_time() + 100)
-        woken.append("rested")
-
-    async with trio.open_nursery() as nursery:
-        with trio.CancelScope() as scope:
-            async with trio.open_nursery() as keeping:
-                keeping.start_soon(rest)
-                await trio.testing.wait_all_tasks_blocked()
-                nursery.start_soon(rest)
-                await trio.testing.wait_all_tasks_blocked()
-                scope.cancel()
-    assert woken == ["rested"]
+async def test_a_rest_that_is_cancelled_loses_nothing(kit, autojump_clock):
+    client = await kit.reader("1-0")
+    await client.step()
+    await kit.receive(*(event(seq) for seq in range(1, MANY + 1)))
+    await client.step()
+    await kit.receive(event(MANY + 1))
+    with trio.move_on_after(REST / 2) as scope:
+        await client.step()
+    assert scope.cancelled_caught
+    await client.step()
+    assert client.ids[-1] == f"1-{MANY + 1}"
+    assert trio.current_time() == pytest.approx(REST)

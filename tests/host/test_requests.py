@@ -317,3 +317,13 @@ async def test_what_vms_report_takes_effect_once(tmp_path: Path, mock_clock: Moc
         ids = [each for frame in vm.heard for each in frame["ids"]]
         assert sorted(ids) == ["bad", "u1", "u1"]
         assert len((await plane.store.list_usage("ann", None, 10)).rows) == 1
+
+
+async def test_what_was_asked_is_not_kept_with_the_answer(
+    tmp_path: Path, mock_clock: MockClock
+) -> None:
+    async with open_plane(tmp_path) as plane:
+        vm = await plane.up()
+        await ask(vm, "no such method" * 1000, much="x" * 100_000)
+        (entry,) = plane.links.requests._books["ann"].answered.values()
+        assert (entry.request.method, entry.request.params) == ("other", {})

@@ -74,6 +74,15 @@ async def read_to_end(stream) -> bytes:
     return data
 
 
+async def read_chunked(stream) -> bytes:
+    data = b""
+    while not data.endswith(b"0\r\n\r\n"):
+        piece = await stream.receive_some()
+        assert piece, data
+        data += piece
+    return data
+
+
 def body_of(answer: bytes):
     return json.loads(answer.partition(b"\r\n\r\n")[2])
 
@@ -85,6 +94,27 @@ async def test_requests_are_answered_one_after_the_other(autojump_clock):
         answer = await read_to_end(peer)  # the idle connection is closed
         assert answer.count(b"HTTP/1.1 200") == 2
         assert b"server:" not in answer.lower()
+
+
+async def test_a_stream_on_a_connection_that_had_an_answer_before_is_not_cut_off(autojump_clock):
+    async def app(scope, receive, send):
+        if scope.get("path") != "/stream":
+            await hello(scope, receive, send)
+            return
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        for _ in range(10):
+            await trio.sleep(5)
+            await send({"type": "http.response.body", "body": b"still here", "more_body": True})
+        await send({"type": "http.response.body", "body": b""})
+
+    async with serving(app) as (_, listener):
+        peer = await listener.connect()
+        await peer.send_all(GET)
+        assert b"hello" in await read_chunked(peer)
+        await peer.send_all(GET.replace(b"/ ", b"/stream "))
+        answer = await read_to_end(peer)
+    assert answer.count(b"still here") == 10
+    assert answer.endswith(b"0\r\n\r\n")
 
 
 @pytest.mark.parametrize(
@@ -151,6 +181,26 @@ async def test_a_websocket_has_no_compression_and_ends_after_our_close(autojump_
         await peer.send_all(bytes([0x81, 0x81, 0, 0, 0, 0, 65]))
         rest = await read_to_end(peer)  # though the peer never answers the close
         assert rest == b"\x88\x02\x0f\xa1"
+
+
+async def test_a_connection_in_use_goes_on_however_the_app_ends(autojump_clock):
+    async def app(scope, receive, send):
+        async with trio.open_nursery() as nursery:
+
+            async def watch():
+                while (await receive())["type"] != "http.disconnect":
+                    pass
+                nursery.cancel_scope.cancel()
+
+            nursery.start_soon(watch)
+            await hello(scope, receive, send)
+
+    async with serving(app) as (_, listener):
+        peer = await listener.connect()
+        for _ in range(20):
+            await peer.send_all(GET)
+            assert b"hello" in await read_chunked(peer)
+            await trio.sleep(1)
 
 
 @pytest.mark.parametrize("path", [b"/", b"/late"])

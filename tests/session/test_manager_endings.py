@@ -295,6 +295,26 @@ async def test_a_dropped_session_says_nothing_more(
         vm.plane.drop("s1")
 
 
+async def test_a_stop_that_is_repeated_after_its_answer_was_lost_is_answered(
+    autojump_clock: MockClock, tmp_path: Path
+) -> None:
+    async with opened(tmp_path) as vm:
+        vm.plane.say(start(term=4, next_seq=7), message("hang", "r1"))
+        await wait_all_tasks_blocked()
+        vm.plane.say(stop("c1"))
+        lane = vm.plane.lane("s1")
+        await lane.wait(Cancelled)
+        vm.plane.drop("s1")  # deleted meanwhile: the lane went with its answers
+        before = list(lane.items)
+        vm.plane.say(stop("c1"))
+        again = vm.plane.lane("s1")
+        assert again is not lane
+        assert lane.items == before
+        (note,) = again.notes
+        assert isinstance(note, Cancelled)
+        assert (note.command_id, note.receipt["already"]) == ("c1", True)
+
+
 async def test_a_higher_term_fences_and_opens_anew(
     autojump_clock: MockClock, tmp_path: Path
 ) -> None:

@@ -1,3 +1,4 @@
+# ruff: noqa: T201 - it prints on purpose
 """Run many seeds of the simulation, and say which of them broke a promise.
 
 ``python tests/simulation/run.py --seeds 100 --from 1``; ``--show SEED`` prints one in full.

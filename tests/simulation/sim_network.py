@@ -25,6 +25,7 @@ class Trace:
         self._hash = hashlib.blake2b(digest_size=8)
         self.count = 0
         self.listener: Callable[[float, tuple[object, ...]], None] | None = None
+        self._happenings = trio.lowlevel.ParkingLot()
 
     def note(self, *event: object) -> None:
         self.count += 1
@@ -32,6 +33,11 @@ class Trace:
         self._hash.update(repr((now, *event)).encode())
         if self.listener is not None:
             self.listener(now, event)
+        self._happenings.unpark_all()
+
+    async def wait_next(self) -> None:
+        """Wait until something happens."""
+        await self._happenings.park()
 
     def digest(self) -> str:
         return self._hash.hexdigest()
@@ -279,12 +285,13 @@ class Network:
         self.refuses_until: dict[str, float] = {}
         self.swallows_until: dict[str, float] = {}
         self.slow_until = 0.0
+        self.usual_delay = self._random.choice([0.004, 0.004, 0.05])
         self._count = 0
 
     def draw_delay(self) -> float:
         if trio.current_time() < self.slow_until and self._random.random() < 0.2:
             return self._random.uniform(0.2, 6.0)
-        return self._random.expovariate(1 / 0.004)
+        return self._random.expovariate(1 / self.usual_delay)
 
     def living(self, kind: str) -> list[Connection]:
         """Return the open connections of a kind, oldest first."""

@@ -10,10 +10,9 @@ from typing import TYPE_CHECKING
 
 import h11
 import trio
+from sim_network import End, Owner
 
 from semibot.wire.sse import EventId, SseDecoder
-
-from sim_network import End, Owner
 
 if TYPE_CHECKING:
     from sim_world import World
@@ -188,6 +187,8 @@ class Speaker:
 
     def _message(self) -> str:
         draw = self.random
+        if draw.random() < 0.02:  # more than a tail, a chunk or a resync holds
+            return "say 100 0.0 60000 -"
         count = draw.choice([0, 1, 3, 10, 40])
         delay = draw.choice([0.0, 0.01, 0.3, 2.0])
         size = draw.choice([8, 8, 200, 9000])
@@ -310,6 +311,7 @@ class Speaker:
             world.note(f"cancel took {took:.0f} s")
 
     async def _delete(self, session_id: str) -> None:
+        self.world.maybe_deleted.add(session_id)
         status, _ = await self.browser.ask("DELETE", f"/api/v1/sessions/{session_id}")
         self.world.trace.note("delete", status)
         if status in {200, 404}:
@@ -317,5 +319,3 @@ class Speaker:
             self.session_id = None
         elif status not in {0, -1, 503}:
             self.world.violate(f"delete: {status}")
-        else:
-            self.world.maybe_deleted.add(session_id)

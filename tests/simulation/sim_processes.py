@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, TypeVar, TypeVarTuple, cast
 import attrs
 import structlog
 import trio
+from sim_network import Owner
 
 from semibot.channel import open_control_channel
 from semibot.config.settings import HostSettings
@@ -34,8 +35,6 @@ from semibot.testing.ports import SimulatedWallClock
 from semibot.wire.events import TextChunk
 from semibot.wire.frames import HostAck
 
-from sim_network import Owner
-
 if TYPE_CHECKING:
     from sim_world import World
 
@@ -48,7 +47,8 @@ KEY = Secret("correct-length-and-quite-random-8f2a61c0")
 class Disk:
     """How the disk of a host is doing."""
 
-    def __init__(self) -> None:
+    def __init__(self, usual_delay: float) -> None:
+        self.usual_delay = usual_delay
         self.full_until = 0.0
         self.slow_until = 0.0
 
@@ -62,9 +62,9 @@ class SimThreads:
         self._disk = disk
 
     def _draw_delay(self, limiter: str) -> float:
-        if limiter == "store" and trio.current_time() < self._disk.slow_until:
+        if limiter in {"store", "files"} and trio.current_time() < self._disk.slow_until:
             return self._random.choice([0.05, 1.0, 7.0, 15.0])
-        return self._random.expovariate(1 / 0.002)
+        return self._random.expovariate(1 / self._disk.usual_delay)
 
     async def run_sync(
         self,
@@ -106,7 +106,8 @@ class SimProcess:
         self.has_ended = trio.Event()
         self.is_stopping = False
         self.is_up = trio.Event()
-        self.disk_state = Disk()
+        self.disk_state = Disk(world.disk_delay)
+        self.outbox: set[str] = set()
 
     @property
     def is_alive(self) -> bool:
@@ -135,7 +136,10 @@ class SimProcess:
         try:
             with self.scope:
                 await (self._run_host() if self.kind == "host" else self._run_vm())
-        except Exception as exc:
+        except LinkRefused as exc:
+            if not self.owner.is_dead:
+                self.world.refused(self, exc)
+        except Exception as exc:  # noqa: BLE001 - a finding like any other
             if not self.owner.is_dead:
                 self.world.violate(f"{self.name} failed: {exc!r}", exc)
         finally:
@@ -181,6 +185,7 @@ class SimProcess:
                 adapters={"graph": self._adapter},
                 workspace=workspace,
                 state_dir=self.disk / "state",
+                max_open=self.world.max_open,
                 ports=ports,
             ) as manager:
                 self.manager = manager
@@ -236,11 +241,12 @@ class SimProcess:
                 context.session_id, "audit_log", {"event": event, "details": {}}
             )
         except (StoreError, RequestFailed) as exc:
-            if not self.owner.is_dead:
+            # A disk that hangs may have stored it, or not.
+            if not self.owner.is_dead and trio.current_time() > self.disk_state.slow_until + 20:
                 self.world.violate(f"a report failed: {exc!r}", exc)
         else:
             if not self.owner.is_dead:
-                self.world.durable_audits.add(event)
+                self.outbox.add(event)
 
     async def _request(self, context: AdapterContext) -> None:
         begun = trio.current_time()

@@ -22,13 +22,14 @@ import apsw
 import attrs
 import trio
 import trio.testing
-
-from semibot.config.settings import HostSettings
-from semibot.wire.sse import EventId
-
 from sim_network import Network, Trace
 from sim_people import BROKEN, TERMINAL, Browser, Reader, Speaker
 from sim_processes import KEY, SimProcess, make_tokens, prepare_host
+
+from semibot.config import Deadlines
+from semibot.config.settings import HostSettings
+from semibot.errors import LinkRefused
+from semibot.wire.sse import EventId
 
 USERS = ("ann", "bob")
 FAULTY = 150.0
@@ -55,11 +56,14 @@ class Report:
 class World:
     """The state of one simulation, and its checks."""
 
-    def __init__(self, seed: int, directory: Path, faults: frozenset[str] | None = None) -> None:
+    def __init__(
+        self, seed: int, directory: Path, faults: frozenset[str] | None, faulty: float
+    ) -> None:
         self.seed = seed
         self.directory = directory
         self.random = random.Random(f"world {seed}")
         self.faults = faults
+        self.faulty = faulty
         self.trace = Trace()
         self.network = Network(seed, self.trace)
         self.tokens = make_tokens()
@@ -72,7 +76,6 @@ class World:
         self.deleted: set[str] = set()
         self.maybe_deleted: set[str] = set()
         self.asked_audits: set[str] = set()
-        self.durable_audits: set[str] = set()
         self._meaning: dict[tuple[str, EventId], tuple[str, str, str]] = {}
         self._ends: dict[str, EventId] = {}
         self._runs: dict[str, list[str]] = {}
@@ -83,6 +86,12 @@ class World:
         self._tokens: dict[tuple[str, str], str] = {}
         self.processes: dict[str, SimProcess] = {}
         self._disks: dict[str, Path] = {}
+        self._outboxes: dict[str, set[str]] = {}  # what the newest disk of a VM has to deliver
+        self.twins: list[SimProcess] = []
+        self._doubled: set[str] = set()  # kinds of which there were two
+        self.lost_after = self.random.choice([120.0, 120.0, 15.0])
+        self.max_open = self.random.choice([64, 1])
+        self.disk_delay = self.random.choice([0.002, 0.02, 0.2])
         self._started: Counter[str] = Counter()
         self._settings: HostSettings | None = None
 
@@ -106,7 +115,11 @@ class World:
 
     def host_settings(self, disk: Path) -> HostSettings:
         return HostSettings(
-            data_dir=disk / "data", host="192.0.2.1", run_mode="production", jwt_secret=KEY
+            data_dir=disk / "data",
+            host="192.0.2.1",
+            run_mode="production",
+            jwt_secret=KEY,
+            deadlines=Deadlines(vm_lost_after=self.lost_after),
         )
 
     def vm_token(self, user: str) -> str:
@@ -126,8 +139,10 @@ class World:
         text = json.dumps(event, sort_keys=True)
         known = self._meaning.setdefault((session_id, event_id), (name, text, who))
         if known[:2] != (name, text):
-            self.violate(f"{event_id} of {session_id[:6]} is two events:"
-                         f"\n  {known[2]}: {known[1][:200]}\n  {who}: {text[:200]}")
+            self.violate(
+                f"{event_id} of {session_id[:6]} is two events:"
+                f"\n  {known[2]}: {known[1][:200]}\n  {who}: {text[:200]}"
+            )
         kind = str(event["type"])
         if kind in TERMINAL:
             run_id = str(event["run_id"])
@@ -141,8 +156,10 @@ class World:
     def run_begins(self, run_id: str, process: SimProcess) -> None:
         self.trace.note("handle", run_id)
         if run_id in self._handled:
-            self.violate(f"run {run_id[:6]} is handled again by {process.name},"
-                         f" before by {self._handled[run_id]}")
+            self.violate(
+                f"run {run_id[:6]} is handled again by {process.name},"
+                f" before by {self._handled[run_id]}"
+            )
         self._handled[run_id] = process.name
         self._running[run_id] = process
 
@@ -155,9 +172,9 @@ class World:
         process = self._running.get(str(run_id))
         # Without an outcome: the session is deleted, and its VM is told to stop it.
         is_whole = not receipt.get("vm_lost") and not receipt.get("abandoned")
-        if process is not None and process.is_alive and is_whole:
-            if receipt.get("outcome") is not None:
-                self.violate(f"run {run_id} still works after its receipt {receipt}")
+        is_over = is_whole and receipt.get("outcome") is not None
+        if process is not None and process.is_alive and is_over:
+            self.violate(f"run {run_id} still works after its receipt {receipt}")
 
     def session(self, user: str, session_id: str) -> None:
         self.sessions.setdefault(session_id, user)
@@ -202,7 +219,9 @@ class World:
         for (session_id,) in self.rows("SELECT id FROM sessions ORDER BY created_at, id"):
             rows = self.rows(
                 "SELECT seq, term, run_id, type, data FROM events WHERE session_id = ?"
-                " ORDER BY seq", session_id)
+                " ORDER BY seq",
+                session_id,
+            )
             current: str | None = None
             last_term = 0
             for number, (seq, term, run_id, kind, data) in enumerate(rows, 1):
@@ -240,7 +259,8 @@ class World:
             for name, kind, session in commands
         ]
         known = {event for (event,) in self.rows("SELECT event FROM audit_log")}
-        waiting += [f"{event} is missing" for event in sorted(self.durable_audits - known)]
+        wanted = set[str]().union(*self._outboxes.values())
+        waiting += [f"{event} is missing" for event in sorted(wanted - known)]
         return waiting
 
     def check_audits(self) -> None:
@@ -268,7 +288,8 @@ class World:
             if tail != stored[begin:]:
                 self.violate(
                     f"{reader.name} of {reader.session_id[:6]}: saw to"
-                    f" {tail[-1] if tail else begin}, stored to {stored[-1] if stored else 0}")
+                    f" {tail[-1] if tail else begin}, stored to {stored[-1] if stored else 0}"
+                )
             self._check_view(reader)
 
     def _check_view(self, reader: Reader) -> None:
@@ -311,17 +332,21 @@ class World:
             if content
         ]
         if said != stored:
-            at = next((i for i, (a, b) in enumerate(zip(said, stored)) if a != b), "end")
+            at = next(
+                (i for i, (a, b) in enumerate(zip(said, stored, strict=False)) if a != b), "end"
+            )
             self.violate(
                 f"{reader.name} of {reader.session_id[:6]} shows another conversation at {at}:"
                 f" {len(said)} shown, {len(stored)} stored"
-                + (f"\n{str(said[at])[:150]}\n{str(stored[at])[:150]}" if at != "end" else ""))
+                + (f"\n{str(said[at])[:150]}\n{str(stored[at])[:150]}" if at != "end" else "")
+            )
 
     # --- processes ---
 
     def _start(self, kind: str, nursery: trio.Nursery) -> None:
         self._started[kind] += 1
         process = SimProcess(self, kind, self._started[kind], self._disks[kind])
+        process.outbox = self._outboxes.setdefault(kind, set())
         self.processes[kind] = process
         self.trace.note("start", process.name)
         nursery.start_soon(process.run)
@@ -338,6 +363,41 @@ class World:
         self._disks[kind] = copy
         if kind == "host":
             self.check_acknowledged(copy)
+
+    def _start_twin(self, kind: str, planes: trio.Nursery) -> None:
+        """Start another VM beside the one there is, as somebody may by mistake."""
+        process = self.processes[kind]
+        if not process.is_alive or process.ask_to_stop.is_set() or process in self.twins:
+            return
+        copy = self.directory / f"{kind}-{self._started[kind]}-twin"
+        shutil.copytree(self._disks[kind], copy)
+        self._disks[kind] = copy
+        self._outboxes[kind] = set()
+        self.twins.append(process)
+        self._doubled.add(kind)
+        self._start(kind, planes)
+
+    def refused(self, process: SimProcess, error: LinkRefused) -> None:
+        """Note that a VM has ended for good, because another one has come."""
+        if error.close_code != 4009 or process.kind not in self._doubled:
+            self.violate(f"{process.name} is refused: {error!r}", error)
+        self.trace.note("refused", process.name)
+        if process in self.twins:
+            self.twins.remove(process)
+        elif self.processes[process.kind] is process:
+            living = [each for each in self.twins if each.kind == process.kind and each.is_alive]
+            if living:
+                self.processes[process.kind] = living[-1]
+                self._disks[process.kind] = living[-1].disk
+                self._outboxes[process.kind] = living[-1].outbox
+                self.twins.remove(living[-1])
+
+    async def _end_twins(self) -> None:
+        for process in tuple(self.twins):
+            if process.is_alive:
+                process.ask_to_stop.set()
+                await process.has_ended.wait()
+        self.twins.clear()
 
     async def _restart(self, kind: str, pause: float, planes: trio.Nursery) -> None:
         await trio.sleep(pause)
@@ -362,12 +422,17 @@ class World:
             "cut link", "cut link", "cut http", "haunt link", "clog link", "half link",
             "clog http", "refuse link", "refuse http", "swallow link", "slow", "kill host",
             "kill vm", "kill both", "stop host", "stop vm", "full disk", "lazy disk",
+            "partition link", "twin vm", "lazy vm",
         ]  # fmt: skip
         if self.faults is not None:
             kinds = [kind for kind in kinds if kind in self.faults]
-        every = draw.choice([3.0, 8.0, 20.0])
+        every = draw.choice([0.7, 3.0, 8.0, 20.0])
         while kinds:
             await trio.sleep(draw.expovariate(1 / every))
+            if draw.random() < 0.6:  # most defects show while something is going on
+                with trio.move_on_after(5.0):
+                    for _ in range(draw.randint(1, 30)):
+                        await self.trace.wait_next()
             if trio.current_time() >= until:
                 return
             self._break(draw.choice(kinds), nursery, planes)
@@ -395,6 +460,13 @@ class World:
                 network.refuses_until[where] = now + draw.uniform(1, 20)
             case "swallow":
                 network.swallows_until[where] = now + draw.uniform(1, 20)
+            case "partition":
+                until = now + draw.uniform(10, 70)
+                network.swallows_until[where] = until
+                for connection in living:
+                    connection.clog(until, up=True, down=True)
+            case "twin":
+                self._start_twin(f"vm-{draw.choice(self.users)}", planes)
             case "slow":
                 network.slow_until = now + draw.uniform(1, 20)
             case "kill" if where == "both":
@@ -407,6 +479,9 @@ class World:
                 self._kill_and_restart(each, pause, nursery, planes)
             case "full":
                 self.processes["host"].disk_state.full_until = now + draw.choice([0.1, 3.0, 20.0])
+            case "lazy" if where == "vm":
+                process = self.processes[f"vm-{draw.choice(self.users)}"]
+                process.disk_state.slow_until = now + draw.choice([0.1, 3.0, 20.0])
             case "lazy":
                 self.processes["host"].disk_state.slow_until = now + draw.choice([0.1, 3.0, 20.0])
             case "stop":
@@ -453,14 +528,20 @@ class World:
                 speaker = Speaker(self, self.users[index % len(self.users)], f"speaker{index}")
                 people.start_soon(speaker.live, people, until)
             async with trio.open_nursery() as faults:
-                faults.start_soon(self._nemesis, trio.current_time() + FAULTY, faults, planes)
-                await trio.sleep(FAULTY)
+                faults.start_soon(self._nemesis, trio.current_time() + self.faulty, faults, planes)
+                await trio.sleep(self.faulty)
             until.set()
             self.network.heal()
-            self.processes["host"].disk_state.full_until = 0.0
-            self.processes["host"].disk_state.slow_until = 0.0
+            for process in self.processes.values():
+                process.disk_state.full_until = process.disk_state.slow_until = 0.0
             self.trace.note("healed")
-            for kind, process in self.processes.items():
+            await self._end_twins()
+            if self._doubled:  # the close of a link that was taken over may come late
+                await trio.sleep(70)
+            for kind in tuple(self.processes):
+                if not self.processes[kind].is_alive:
+                    self._start(kind, planes)
+                process = self.processes[kind]
                 with trio.move_on_after(30) as scope:
                     await process.is_up.wait()
                 if scope.cancelled_caught:
@@ -484,16 +565,18 @@ class World:
 
     async def _talk_once_more(self) -> None:
         """Say something in every session that is left; it has to be answered."""
-        for session_id, user in self.sessions.items():
+        for session_id, user in tuple(self.sessions.items()):
             if session_id in self.deleted | self.maybe_deleted:
                 continue
             browser = Browser(self, user, f"last of {session_id[:6]}")
             text = ""
             for attempt in range(30):  # the VM may still be waiting to dial again
                 with trio.move_on_after(60):
-                    text = await self._ask_last(browser, session_id, f"last-{session_id}")
+                    key = f"last-{attempt // 5}-{session_id}"
+                    text = await self._ask_last(browser, session_id, key)
                 self.trace.note("last", attempt, text[:3])
-                if not text.startswith("503") and text:
+                is_refused = text.startswith("503") or "TOO_MANY_SESSIONS" in text
+                if text and not is_refused:
                     break
                 await trio.sleep(5)
             if "execution_complete" not in text:  # a late cancel may have met it
@@ -515,7 +598,7 @@ class World:
 
     async def _read_up(self) -> None:
         """Let every reader come back once and see the rest."""
-        for session_id, user in self.sessions.items():
+        for session_id, user in tuple(self.sessions.items()):
             self.add_reader(user, session_id)
         async with trio.open_nursery() as nursery:
             for reader in self.readers:
@@ -581,24 +664,31 @@ def seeded_scheduler(seed: int) -> Generator[None]:
 
 
 def simulate(
-    seed: int, *, faults: frozenset[str] | None = None, lines: list[str] | None = None
+    seed: int,
+    *,
+    faults: frozenset[str] | None = None,
+    faulty: float = FAULTY,
+    lines: list[str] | None = None,
 ) -> Report:
     """Run one seed from its beginning to its end.
 
     Args:
         seed: Decides everything.
         faults: Kinds of faults that may happen; None means all.
+        faulty: How long they may, in seconds.
         lines: Gets what was logged, and what happened.
     """
     said: list[str] = [] if lines is None else lines
     parent = "/dev/shm" if Path("/dev/shm").is_dir() else None
     directory = Path(tempfile.mkdtemp(prefix="semibot-simulation-", dir=parent))
     try:
-        world = World(seed, directory, faults)
+        world = World(seed, directory, faults, faulty)
         if lines is not None:
-            world.trace.listener = lambda now, event: said.append(
-                f"{now:.3f} - " + " ".join(map(str, event))
-            ) if event[0] not in {"send", "receive"} else None
+            world.trace.listener = lambda now, event: (
+                said.append(f"{now:.3f} - " + " ".join(map(str, event)))
+                if event[0] not in {"send", "receive"}
+                else None
+            )
         clock = trio.testing.MockClock(autojump_threshold=0)
         ended_at = 0.0
 
@@ -613,7 +703,7 @@ def simulate(
         with _logs_of(world, said), seeded_scheduler(seed):
             try:
                 trio.run(main, clock=clock)
-            except Exception as exc:
+            except Exception as exc:  # noqa: BLE001 - a finding like any other
                 world.violations.append(
                     "the simulation failed: " + "".join(traceback.format_exception(exc))
                 )

@@ -146,6 +146,22 @@ async def test_level_1_reports_are_not_checked_for_repeats(office):
         ("memory_write", {"agent_id": " ", "content": "x"}, "blank"),
         ("memory_write", {"agent_id": "a", "content": "\n"}, "blank"),
         ("memory_write", MEMORY | {"metadata": "x"}, r"\$\.metadata"),
+        ("memory_write", MEMORY | {"content": "x" * 300_000}, "too long"),
+        ("memory_write", MEMORY | {"metadata": {"x": "x" * 300_000}}, "too long"),
+        ("memory_write", MEMORY | {"agent_id": "x" * 300}, "too long"),
+        ("audit_log", {"event": "x" * 300}, "too long"),
+        ("audit_log", {"event": "e", "details": {"x": "x" * 300_000}}, "too long"),
+        ("usage_report", {"model": "x" * 300, "tokens_in": 1, "tokens_out": 1}, "too long"),
+        (
+            "evolution_submit",
+            {"name": "x" * 300, "description": "d", "skill_md": "s"},
+            "too long",
+        ),
+        (
+            "evolution_submit",
+            {"name": "n", "description": "d", "skill_md": "s" * 300_000},
+            "too long",
+        ),
         ("snapshot_sync", {"checkpoint": {}}, "'short_term_memory' is missing"),
     ],
 )

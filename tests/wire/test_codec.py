@@ -322,3 +322,22 @@ def test_decoded_values_do_not_share_the_data_they_came_from() -> None:
     shape = structure(data, Shape)
     data["points"][0]["x"] = 2
     assert shape.points == (Point(x=1),)
+
+
+@pytest.mark.parametrize("text", ["[" + "[]," * 300_000 + "1]", "[" + "1," * 600_000 + "1]"])
+def test_a_flood_of_values_is_refused_before_they_are_made(text):
+    with pytest.raises(RemoteProtocolError, match="too many values"):
+        load_json(text)
+
+
+@pytest.mark.parametrize(
+    "text", ["[{," * 300_000, '\\"[{,' * 200_000, '"' * 600_000 + "[" * 600_000]
+)
+def test_what_stands_in_strings_is_no_value(text):
+    assert load_json(json.dumps([text])) == [text]
+
+
+def test_an_open_string_costs_no_more_than_its_length():
+    text = "[" * 600_000 + '"' + '\\"' * 1_000_000
+    with pytest.raises(RemoteProtocolError):
+        load_json(text)

@@ -490,3 +490,16 @@ def test_json_a_hundred_thousand_levels_deep_is_refused_at_once() -> None:
     with pytest.raises(RemoteProtocolError):
         decode_from_vm('{"type":"request","params":' + '{"a":' * 10**5 + "0" + "}" * (10**5 + 1))
     assert time.process_time() - began < 1
+
+
+@pytest.mark.parametrize(
+    "frame",
+    [
+        {"type": "ack", "commands": [""] * 10_001},
+        {"type": "heartbeat", "active_sessions": [""] * 10_001},
+        {"type": "resume", "pending_ids": [""] * 10_001},
+    ],
+)
+def test_a_frame_names_so_many_things_and_no_more(frame):
+    with pytest.raises(RemoteProtocolError):
+        decode_from_vm(json.dumps(frame))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 
+import attrs
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -11,6 +12,7 @@ from hypothesis import strategies as st
 from semibot.errors import RemoteProtocolError
 from semibot.wire.events import TextChunk
 from semibot.wire.frames import (
+    MAX_SEQ,
     SseEvent,
     decode_from_vm,
     encode_batch,
@@ -44,6 +46,29 @@ def test_what_was_encoded_is_decoded(sent):
 def test_events_of_semibot_take_the_quick_way():
     assert _plain_events(TEXT) == EVENT
     assert _plain_events(encode_batch([TEXT, TEXT])) == (EVENT, EVENT)
+
+
+@pytest.mark.parametrize(
+    "then",
+    [
+        EVENT,
+        attrs.evolve(EVENT, seq=3),
+        attrs.evolve(EVENT, seq=30),
+        attrs.evolve(EVENT, seq=3, term=11),
+        attrs.evolve(EVENT, seq=3, session_id="t"),
+        attrs.evolve(EVENT, seq=3, run_id="q"),
+    ],
+)
+def test_an_event_is_read_for_itself_whatever_the_one_before_it_is(then):
+    sent = (EVENT, then, attrs.evolve(then, seq=then.seq + 1))
+    assert _plain_events(encode_batch([encode_sse_event(event) for event in sent])) == sent
+
+
+def test_the_number_after_the_highest_one_is_refused():
+    highest = encode_sse_event(attrs.evolve(EVENT, seq=MAX_SEQ))
+    too_high = highest.replace(str(MAX_SEQ), str(MAX_SEQ + 1))
+    with pytest.raises(RemoteProtocolError, match="seq is out of range"):
+        decode_from_vm(encode_batch([highest, too_high]))
 
 
 @pytest.mark.parametrize(

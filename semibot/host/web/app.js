@@ -89,8 +89,9 @@ function showTitle() {
 async function listed() {
   showTitle();
   const conversation = shown;
-  if (!conversation || "title" in conversation || conversations.titleOf(conversation.id)) return;
-  conversation.title = null; // it is asked for once
+  if (!conversation || "title" in conversation) return;
+  conversation.title = conversations.titleOf(conversation.id); // or it is asked for, once
+  if (conversation.title) return;
   conversation.title = (await api.session(conversation.id).catch(() => null))?.title;
   if (shown === conversation) showTitle();
 }

@@ -6,12 +6,12 @@ from collections.abc import Mapping
 from typing import ClassVar, TypeAlias
 
 import attrs
-from attrs.validators import optional
+from attrs.validators import max_len, optional
 
 from semibot.wire.codec import JsonObject
 
 from .both_ways import ErrorFrame, ProtocolRange
-from .limits import COUNT, MAX_ID_LENGTH, MAX_SEQ, MAX_TERM, NUMBER, TERM, check_id
+from .limits import COUNT, MAX_ID_LENGTH, MAX_NAMED, MAX_SEQ, MAX_TERM, NUMBER, TERM, check_id
 
 
 @attrs.frozen(kw_only=True)
@@ -46,7 +46,7 @@ class VmHeartbeat:
     """The VM is alive."""
 
     type: ClassVar[str] = "heartbeat"
-    active_sessions: tuple[str, ...]
+    active_sessions: tuple[str, ...] = attrs.field(validator=max_len(MAX_NAMED))
     """Sessions that the VM holds."""
     lag_ms: float | None = None
     """How late the VM's loop is."""
@@ -84,7 +84,7 @@ class RequestCancel:
     """The request."""
 
 
-@attrs.frozen(kw_only=True)
+@attrs.frozen  # by position, because that is quicker, and there are many
 class SseEvent:
     """A session says something."""
 
@@ -150,9 +150,11 @@ class Resume:
     """What the VM still waits for and holds, after every ``init``."""
 
     type: ClassVar[str] = "resume"
-    pending_ids: tuple[str, ...]
+    pending_ids: tuple[str, ...] = attrs.field(validator=max_len(MAX_NAMED))
     """Requests without an answer."""
-    sessions: Mapping[str, HeldSession] | None = None
+    sessions: Mapping[str, HeldSession] | None = attrs.field(
+        default=None, validator=optional(max_len(MAX_NAMED))
+    )
     """Level 2: every session that the VM holds."""
 
 
@@ -161,7 +163,7 @@ class CommandAck:
     """Commands that took effect; stands after the events that show the effect."""
 
     type: ClassVar[str] = "ack"
-    commands: tuple[str, ...]
+    commands: tuple[str, ...] = attrs.field(validator=max_len(MAX_NAMED))
     """The commands."""
 
 

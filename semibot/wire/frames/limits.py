@@ -37,6 +37,10 @@ MAX_ID_LENGTH: Final = 256
 """Most characters of an identifier."""
 
 
+MAX_NAMED: Final = 10_000
+"""Most things that one frame may name, such as commands or sessions."""
+
+
 @final
 @attrs.frozen
 class Between:

@@ -133,18 +133,27 @@ def _plain_events(text: str) -> SseEvent | tuple[SseEvent, ...] | None:
     end = len(_BATCH_HEAD) if is_batch else 0
     found: list[SseEvent] = []
     after = "},"
+    # Most events have the next number and are else what the one before them is.
+    before = behind = session_id = run_id = ""
+    term = seq = 0
     while after == "},":
-        head = _EVENT_HEAD.match(text, end)
-        if head is None:
-            return None
-        session_id, term, seq, run_id = head.groups()
+        seq += 1
+        guess = f"{before}{seq}{behind}"
+        if before and text.startswith(guess, end):
+            start = end + len(guess)
+        else:
+            head = _EVENT_HEAD.match(text, end)
+            if head is None:
+                return None
+            session_id, run_id = head[1], head[4]
+            term, seq = int(head[2]), int(head[3])
+            start = head.end()
+            before, behind = text[end : head.start(3)], text[head.end(3) : start]
         try:
-            data, end = _string_decoder.raw_decode(text, head.end())
+            data, end = _string_decoder.raw_decode(text, start)
+            found.append(SseEvent(session_id, data, term, seq, run_id))
         except ValueError:
             return None
-        found.append(
-            SseEvent(session_id=session_id, data=data, term=int(term), seq=int(seq), run_id=run_id)
-        )
         after = text[end : end + 2]
         end += 2
     if is_batch:
