@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import attrs
-import httpx
+import httpx2
 from chromium import Browser, Page, open_browser, running_chromium
 
 from semibot.testing.model_answers import Answer, Behaviour, Refusal
@@ -125,7 +125,7 @@ class HostProcess:
 
     async def get(self, path: str) -> Any:
         """Return the ``data`` of an answer."""
-        async with httpx.AsyncClient(trust_env=False) as client:
+        async with httpx2.AsyncClient(trust_env=False) as client:
             answer = await client.get(self.url + path)
         return answer.json()["data"]
 

@@ -75,8 +75,12 @@ class SimThreads:
         on_exit: Callable[[], None] | None = None,
     ) -> T:
         with trio.CancelScope(shield=not abandon_on_cancel):
+            is_abandoned = False
             if not self._owner.is_dead:
-                await trio.sleep(self._draw_delay(limiter))
+                try:
+                    await trio.sleep(self._draw_delay(limiter))
+                except trio.Cancelled:  # only if it may be abandoned: the thread goes on
+                    is_abandoned = True
             try:
                 is_full = trio.current_time() < self._disk.full_until
                 if is_full and getattr(fn, "__name__", "") == "commit":
@@ -85,7 +89,9 @@ class SimThreads:
             finally:
                 if on_exit is not None:
                     on_exit()
-                if not self._owner.is_dead:
+                if is_abandoned:
+                    await trio.lowlevel.checkpoint_if_cancelled()
+                elif not self._owner.is_dead:
                     await trio.sleep(self._draw_delay(limiter))
 
     def in_use(self) -> Mapping[str, int]:

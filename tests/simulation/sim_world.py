@@ -422,7 +422,7 @@ class World:
             "cut link", "cut link", "cut http", "haunt link", "clog link", "half link",
             "clog http", "refuse link", "refuse http", "swallow link", "slow", "kill host",
             "kill vm", "kill both", "stop host", "stop vm", "full disk", "lazy disk",
-            "partition link", "twin vm", "lazy vm",
+            "partition link", "twin vm",
         ]  # fmt: skip
         if self.faults is not None:
             kinds = [kind for kind in kinds if kind in self.faults]
