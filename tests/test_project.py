@@ -53,7 +53,7 @@ def test_a_readme_command_needs_nothing_but_python(heading: str) -> None:
 
 
 def test_the_command_that_runs_it_ends_in_a_host() -> None:
-    assert command_under("Run it").endswith("semibot serve")
+    assert command_under("Run it").endswith("semibot serve --workspace .")
 
 
 def test_the_readme_names_the_one_prerequisite() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import signal
 import sys
 import threading
@@ -19,7 +20,7 @@ from semibot.config.loader import HostFlags, load_host_settings
 from semibot.config.settings import HostSettings
 from semibot.errors import ConfigError
 from semibot.host.host import Host, open_host
-from semibot.host.server import Server, open_server
+from semibot.host.server import MAX_CONNECTIONS, Server, open_server
 from semibot.lifetimes import StopClock, open_services, open_stop_clock
 from semibot.live import live_ports
 from semibot.ports import Ports
@@ -50,6 +51,7 @@ def run_host(flags: HostFlags, *, is_opened: bool, is_verbose: bool) -> int:
         flags,
         default_data_dir=default_data_dir(),
     )
+    allow_many_connections()
     return trio.run(_serve, settings, ports, is_opened)
 
 
@@ -67,6 +69,15 @@ async def _serve(settings: HostSettings, ports: Ports, is_opened: bool) -> int:
         finally:
             stopping.is_gone.set()
     return stopping.exit_code
+
+
+def allow_many_connections() -> None:
+    """Let this process have as many open files as it may: every connection is one."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    most = 2 * MAX_CONNECTIONS
+    wanted = most if hard == resource.RLIM_INFINITY else min(most, hard)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 async def _run(

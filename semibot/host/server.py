@@ -308,7 +308,7 @@ def _make_config() -> Config:
     config.errorlog = None  # what fails is logged here, once
     config.include_server_header = False
     config.h11_max_incomplete_size = 2 * MAX_HEAD_BYTES  # the filter is stricter
-    config.max_app_queue_size = 32
+    config.max_app_queue_size = 2  # what is read of a link and not dispatched stays small
     config.websocket_max_message_size = MAX_FRAME_BYTES
     return config
 

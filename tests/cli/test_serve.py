@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import signal
 import socket
 import stat
@@ -14,6 +15,7 @@ import pytest
 import trio
 from cli_programs import RunHere, open_program, read_rest, read_until, run_program
 
+from semibot.cli.serving import allow_many_connections
 from semibot.testing import model_answers as answers
 from semibot.testing.model_server import open_model_server
 
@@ -322,3 +324,16 @@ async def test_a_user_who_starts_the_vm_is_not_waited_for(tmp_path: Path) -> Non
         assert (status["mode"], status["bootstrapAttempts"]) == ("external", 0)
         host.terminate()
         assert await host.wait() == 0
+
+
+def test_a_host_may_have_as_many_connections_as_the_system_allows():
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (min(256, hard), hard))
+        allow_many_connections()
+        now, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+        assert now == (hard if hard != resource.RLIM_INFINITY and hard < 16384 else 16384)
+        allow_many_connections()  # a limit that is high enough stays
+        assert resource.getrlimit(resource.RLIMIT_NOFILE)[0] == now
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
