@@ -126,8 +126,8 @@ class Links:
             store=store, settings=settings, ports=ports, deadlines=deadlines, metrics=metrics
         )
         """Answers what VMs ask."""
-        self.unauthenticated = 0
-        """Sockets that have not said who they are."""
+        self.strangers: dict[trio.CancelScope, None] = {}
+        """Sockets that have not said who they are, the oldest first."""
         self._links: dict[str, VmLink] = {}
         self._open: set[VmLink] = set()
         self._locks: dict[str, trio.Lock] = {}

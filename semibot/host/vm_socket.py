@@ -66,7 +66,7 @@ log: Final = get_logger(__name__)
 Ts = TypeVarTuple("Ts")
 
 MAX_UNAUTHENTICATED: Final = 256
-"""Sockets that may be open before ``auth``; more are told to come again (1013)."""
+"""Sockets that may be open before ``auth``; beyond that the oldest has to come again (1013)."""
 
 
 @final
@@ -123,13 +123,21 @@ class VmSocket:
             DeadlineExceeded: ``store.commit``.
         """
         links = self._links
-        if links.unauthenticated >= MAX_UNAUTHENTICATED:
-            raise Refused(CloseCode.OVERLOADED, "too many connections")
-        links.unauthenticated += 1
+        auth: Auth | None = None
+        waiting = trio.CancelScope()
+        if len(links.strangers) >= MAX_UNAUTHENTICATED:
+            # A VM says at once who it is: those that have said nothing for longest go.
+            oldest = next(iter(links.strangers))
+            del links.strangers[oldest]
+            oldest.cancel("too many say nothing")
+        links.strangers[waiting] = None
         try:
-            auth = await self._read_auth()
+            with waiting:
+                auth = await self._read_auth()
         finally:
-            links.unauthenticated -= 1
+            links.strangers.pop(waiting, None)
+        if auth is None:
+            raise Refused(CloseCode.OVERLOADED, "too many connections")
         claim, claims = self._claim_of(auth, *_query_of(scope))
         answer = await links.admit(claim, self._make_link)
         if isinstance(answer, LinkRefused):

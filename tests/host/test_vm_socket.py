@@ -137,14 +137,21 @@ async def test_silence_before_auth_and_before_resume_is_bounded(
         assert await half.wait_closed() == (4008, "silence")
 
 
-async def test_too_many_sockets_without_auth_are_told_to_come_again(
+async def test_strangers_that_say_nothing_keep_no_vm_out(
     tmp_path: Path, mock_clock: MockClock
 ) -> None:
     async with open_plane(tmp_path) as plane:
-        for _ in range(MAX_UNAUTHENTICATED):
-            plane.connect()
+        strangers = [plane.connect() for _ in range(MAX_UNAUTHENTICATED)]
         await plane.quiet()
-        assert await plane.connect().wait_closed() == (1013, "too many connections")
+        newer = [plane.connect() for _ in range(3)]
+        await plane.quiet()
+        told = [vm for vm in strangers if vm.has_ended.is_set()]
+        assert [vm.closed for vm in told] == [(1013, "too many connections")] * 3
+        assert len(plane.links.strangers) == MAX_UNAUTHENTICATED
+        mock_clock.jump(DEADLINES.link_auth + 0.1)
+        for vm in [*newer, *(vm for vm in strangers if vm not in told)]:
+            assert await vm.wait_closed() == (4008, "no auth in time")
+        assert plane.links.strangers == {}
 
 
 async def test_a_client_that_leaves_during_the_handshake_is_no_error(
@@ -157,7 +164,7 @@ async def test_a_client_that_leaves_during_the_handshake_is_no_error(
         vm = plane.connect()
         vm.hang_up()
         assert await vm.wait_closed() is None
-        assert plane.links.unauthenticated == 0
+        assert plane.links.strangers == {}
         vm = plane.connect()
         vm.accepts = False
         assert await vm.wait_closed() is None
