@@ -8,8 +8,8 @@ import pytest
 from page_kit import Programs, running_programs
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def programs(tmp_path_factory: pytest.TempPathFactory) -> Generator[Programs]:
-    """Run one Chromium and one host for all of them."""
+    """Run one Chromium and one host for the tests of a file; other rooms count processes."""
     with running_programs(tmp_path_factory.mktemp("programs")) as programs:
         yield programs
