@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ipaddress
 import os
 from pathlib import Path
 from typing import Final
@@ -11,21 +10,12 @@ from semibot.config.settings import HostSettings
 from semibot.errors import ConfigError
 from semibot.ports import IdSource
 from semibot.secret import Secret
+from semibot.security.principals import is_loopback as is_loopback
 from semibot.security.tokens import check_secret
 from semibot.workspace.files import open_regular, write_atomically
 
 KEY_FILE: Final = "host.key"
 """Name of the file in the data directory that holds a key made here."""
-
-
-def is_loopback(host: str) -> bool:
-    """Return whether only programs of this machine can reach *host*."""
-    if host.lower() == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host.strip("[]")).is_loopback
-    except ValueError:
-        return False
 
 
 def has_local_user(settings: HostSettings) -> bool:

@@ -62,7 +62,7 @@ class Principals:
             return
         host = headers.get("host", "").lower()
         match = _HOST.fullmatch(host)
-        if match is None or not _is_loopback(match["name"]):
+        if match is None or not is_loopback(match["name"]):
             raise OriginRefused("Host")
         origin = headers.get("origin")
         if origin is not None and origin.lower() not in {f"http://{host}", f"https://{host}"}:
@@ -98,10 +98,11 @@ _INVALID: Final = "AUTH_INVALID"
 _EXPIRED: Final = "AUTH_EXPIRED"
 
 
-def _is_loopback(name: str) -> bool:
-    if name == "localhost":
+def is_loopback(host: str) -> bool:
+    """Return whether only programs of this machine can reach *host*."""
+    if host.lower() == "localhost":
         return True
     try:
-        return ipaddress.ip_address(name.strip("[]")).is_loopback
+        return ipaddress.ip_address(host.strip("[]")).is_loopback
     except ValueError:
         return False
