@@ -20,7 +20,13 @@ from typing import Final, final
 import attrs
 import trio
 
-from semibot.errors import DeadlineExceeded, NotFound, RemoteProtocolError, StoreError
+from semibot.errors import (
+    DeadlineExceeded,
+    NotFound,
+    PlaneNotReady,
+    RemoteProtocolError,
+    StoreError,
+)
 from semibot.lifetimes import deadline, grace
 from semibot.logs import get_logger
 from semibot.store.base import MessageAccepted, NewMessage, NewSession, OnBusy
@@ -231,7 +237,7 @@ class ChatRoutes:
                 if core.store.failure is not None:  # no VM is let in meanwhile, which tells nobody
                     await core.store.check()
                 await core.store.ensure_user(who.user_id, who.org_id, vm_mode=None)
-                await core.scheduler.ensure_ready(who.user_id)
+                await self._ensure_vm(who.user_id)
             self._refuse_while_draining()  # waiting for the VM may have taken a while
         # Shielded, because a client that goes away now has a run already, or has none: to
         # cancel it, or not to, we have to learn which.
@@ -249,6 +255,15 @@ class ChatRoutes:
         if accepted is None:  # pyright: ignore[reportUnnecessaryComparison] - the grace ran out
             raise StoreError("storing a message takes too long")
         return accepted, reader
+
+    async def _ensure_vm(self, user_id: str) -> None:
+        try:
+            await self._core.scheduler.ensure_ready(user_id)
+        except PlaneNotReady as exc:
+            failure = self._core.store.failure
+            if failure is None:
+                raise
+            raise StoreError(failure) from exc  # which is why no VM could be let in
 
     async def _stream_run(
         self,

@@ -260,11 +260,13 @@ class FakeScheduler:
         self.error: Exception | None = None
         self.seconds = 0.0
         self.asked = 0
+        self.on_asked = lambda: None
         self.rebootstraps = 0
         self.state: dict[str, object] = {"status": "missing"}
 
     async def ensure_ready(self, user_id: str) -> None:
         self.asked += 1
+        self.on_asked()
         await trio.sleep(self.seconds)
         if self.error is not None:
             raise self.error

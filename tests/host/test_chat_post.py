@@ -387,6 +387,15 @@ async def test_a_store_that_fails_is_said_without_its_words() -> None:
     assert host.dispatcher.kicked == []
 
 
+async def test_a_vm_that_cannot_be_let_in_because_the_store_fails_is_not_what_is_said() -> None:
+    host = Host()
+    host.scheduler.error = PlaneNotReady("disconnected", None, 1000)
+    host.scheduler.on_asked = lambda: setattr(host.store, "failure", "disk full")
+    answer = await host.ask("POST", START, {"message": "a"})
+    assert (answer.status, answer.code) == (503, "STORE_FAILED")
+    assert host.store.accepted == []
+
+
 async def test_a_store_that_hangs_is_given_up(autojump_clock: MockClock) -> None:
     host = Host()
     host.store.gate = trio.Event()

@@ -8,12 +8,12 @@ those of this host; pauses are left out.
 from __future__ import annotations
 
 import json
-import sqlite3
 from collections.abc import AsyncGenerator, Callable, Iterable
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
+import apsw
 import httpx2
 import pytest
 import trio
@@ -248,8 +248,10 @@ class Plane:
         await prepare_row(self.settings, ticket)
 
     async def read_rows(self, query: str, *values: str) -> list[Any]:
+        # With the host's own SQLite: a second copy of the library in one process, as in the
+        # standard library, does not know the first one's locks and takes its log away.
         def read() -> list[Any]:
-            database = sqlite3.connect(f"file:{self.database}?mode=ro", uri=True)
+            database = apsw.Connection(str(self.database), flags=apsw.SQLITE_OPEN_READONLY)
             try:
                 return database.execute(query, values).fetchall()
             finally:
