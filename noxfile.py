@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import shutil
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Final
 
@@ -16,6 +17,7 @@ import nox
 
 nox.options.default_venv_backend = "none"
 
+PROCESSORS: Final = os.cpu_count() or 1
 PYTHON: Final = Path(sys.executable)
 ROOT: Final = Path(__file__).parent
 COVERED: Final = ("wire", "session", "tools", "channel", "host", "store", "security", "vm")
@@ -73,14 +75,16 @@ ASYNC_OFF_IN_TESTS: Final = f"{ASYNC_OFF},ASYNC100,ASYNC103,ASYNC104,ASYNC11,ASY
 @nox.session
 def cancellation(session: nox.Session) -> None:
     """Check what is easily done wrong with tasks and scopes."""
-    files = python_files("semibot", "examples")
-    run(session, "flake8-async", ASYNC_ON, ASYNC_OFF, *files)
-    run(session, "flake8-async", ASYNC_ON, ASYNC_OFF_IN_TESTS, *python_files("tests"))
+    off_in = {"semibot": ASYNC_OFF, "examples": ASYNC_OFF, "tests": ASYNC_OFF_IN_TESTS}
+    parts = [(ASYNC_ON, off, *part) for room, off in off_in.items() for part in parts_of(room)]
+    with ThreadPoolExecutor(PROCESSORS) as pool:
+        list(pool.map(lambda part: run(session, "flake8-async", *part), parts))
 
 
-def python_files(*folders: str) -> list[str]:
-    """List files: flake8-async takes no folders, and alone it sees only what git tracks."""
-    return [str(path) for folder in folders for path in sorted((ROOT / folder).rglob("*.py"))]
+def parts_of(folder: str) -> list[list[str]]:
+    """Deal files out to processes: flake8-async uses one processor, and takes no folders."""
+    files = [str(path) for path in sorted((ROOT / folder).rglob("*.py"))]
+    return [files[first::PROCESSORS] for first in range(PROCESSORS)]
 
 
 @nox.session
@@ -109,10 +113,27 @@ def docs(session: nox.Session) -> None:
 @nox.session
 def tests(session: nox.Session) -> None:
     """Run the tests, the examples among them, and measure what they reach."""
-    run(session, "coverage", "run", "-m", "pytest", *session.posargs)
+    run(session, "coverage", "erase")
+    run_tests(session)
+    run(session, "coverage", "combine", "--quiet")
     run(session, "coverage", "report")
     for room in COVERED:
         run(session, "coverage", "report", f"--include=semibot/{room}/*", "--fail-under=95")
+
+
+# Two halves run side by side. Programs, sockets and browsers mostly wait for each other;
+# everything else is on a mock clock and keeps one processor busy.
+PROGRAMS: Final = ("adapters", "bench", "browser", "cli", "outcomes", "planes", "tools", "vm")
+WAITING: Final = tuple(f"tests/{room}" for room in PROGRAMS)
+WORKING: Final = ("tests", *(f"--ignore={room}" for room in WAITING))
+
+
+def run_tests(session: nox.Session) -> None:
+    """Run both halves of the tests, or what the user names."""
+    halves = [session.posargs] if session.posargs else [WAITING, WORKING]
+    tool = ("coverage", "run", "--parallel-mode", "-m", "pytest")
+    with ThreadPoolExecutor(len(halves)) as pool:
+        list(pool.map(lambda half: run(session, *tool, *half), halves))
 
 
 @nox.session(default=False, venv_backend="venv")

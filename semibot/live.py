@@ -91,6 +91,18 @@ class LiveThreads:
 
 
 @final
+@attrs.frozen
+class LiveDisk:
+    """The operating system's files."""
+
+    sqlite_vfs: str | None = None
+
+    def sync(self, descriptor: int) -> None:
+        """Wait until the operating system has everything on the disk."""
+        os.fsync(descriptor)
+
+
+@final
 @attrs.define(eq=False)
 class LiveProcess:
     """A :class:`trio.Process` with three pipes, as the port wants it."""
@@ -197,6 +209,7 @@ def live_ports() -> Ports:
         random=random.Random(),  # noqa: S311 - for jitter; ids come from LiveIds
         ids=LiveIds(),
         threads=LiveThreads(),
+        disk=LiveDisk(),
         spawn=live_spawn,
         dial=live_dial,
         listen=live_listen,

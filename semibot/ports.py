@@ -1,10 +1,10 @@
 """The seams to the outside world that tests and simulations replace.
 
 Everything that is not a pure function of its input comes through here: wall-clock time,
-randomness, ids, the environment, worker threads, connections and child processes. Elapsed time does
-not: it is :func:`trio.current_time`, which a mock clock already controls. This module
-knows no Trio, so that the parts of semibot without I/O can name the seams too; the real
-implementations are in :mod:`semibot.live`.
+randomness, ids, the environment, worker threads, what makes files last, connections and child
+processes. Elapsed time does not: it is :func:`trio.current_time`, which a mock clock already
+controls. This module knows no Trio, so that the parts of semibot without I/O can name the seams
+too; the real implementations are in :mod:`semibot.live`.
 """
 
 from __future__ import annotations
@@ -61,6 +61,26 @@ class Threads(Protocol):
 
     def in_use(self) -> Mapping[str, int]:
         """Return how many threads each named limiter has out, abandoned ones included."""
+        ...
+
+
+class Disk(Protocol):
+    """Where files last: what decides whether a write outlives the loss of power."""
+
+    @property
+    def sqlite_vfs(self) -> str | None:
+        """Name of the SQLite VFS through which databases are opened; None means the usual."""
+        ...
+
+    def sync(self, descriptor: int) -> None:
+        """Bring a file's content, or the names in a directory, to the disk; blocking.
+
+        Args:
+            descriptor: The open file, which must be readable, or the directory.
+
+        Raises:
+            OSError: If the disk refuses; what was written since the last time may be lost.
+        """
         ...
 
 
@@ -219,6 +239,8 @@ class Ports:
     """Fresh identifiers."""
     threads: Threads
     """Worker threads with named limiters."""
+    disk: Disk
+    """What makes files last."""
     spawn: Spawn
     """Child processes; only ``tools/processes.py`` calls it."""
     dial: Dial

@@ -260,7 +260,7 @@ async def open_outbox(
         StoreError: If another process has the directory, or the disk refuses.
         DeadlineExceeded: ``session.save``.
     """
-    file = None if state_dir is None else OutboxFile(state_dir)
+    file = None if state_dir is None else OutboxFile(state_dir, ports.disk.sync)
     outbox = Outbox(ports, deadlines, file, on_durable, max_bytes)
     try:
         await outbox.open()

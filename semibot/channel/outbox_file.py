@@ -18,7 +18,14 @@ from semibot.errors import RemoteProtocolError, StoreError
 from semibot.logs import get_logger
 from semibot.wire.codec import dump_json, load_json
 from semibot.wire.frames import FireAndForget, decode_from_vm
-from semibot.workspace.files import open_regular, read_regular, sync_directory, write_atomically
+from semibot.workspace.files import (
+    Sync,
+    make_directory,
+    open_regular,
+    read_regular,
+    sync_directory,
+    write_atomically,
+)
 
 log: Final = get_logger(__name__)
 
@@ -29,10 +36,12 @@ class OutboxFile:
 
     Args:
         directory: The state directory; made if missing.
+        sync: What makes files last; see :class:`semibot.ports.Disk`.
     """
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, sync: Sync) -> None:
         self._directory = directory
+        self._sync = sync
         self._path = directory / "outbox.jsonl"
         self._turn = threading.Lock()
         self._lock: FileIO | None = None
@@ -49,13 +58,13 @@ class OutboxFile:
         """
         with self._turn:
             try:
-                self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+                make_directory(self._directory, mode=0o700, sync=self._sync)
                 self._lock = _locked(self._directory / "outbox.lock")
                 content = read_regular(self._path) if self._path.exists() else b""
                 rows = _rows_in(content)
                 self._ends_in_half_a_line = not content.endswith(b"\n") and content != b""
                 self._open_file()
-                sync_directory(self._directory)
+                sync_directory(self._directory, sync=self._sync)
             except BlockingIOError:
                 self._close()
                 message = f"{self._directory} is in use by another VM; stop it first"
@@ -79,7 +88,7 @@ class OutboxFile:
                 written = 0
                 while written < len(lines):
                     written += file.write(lines[written:])
-                os.fsync(file.fileno())
+                self._sync(file.fileno())
             except OSError as exc:
                 self._cut(file)
                 raise StoreError(f"cannot write the outbox: {exc.strerror}") from exc
@@ -95,7 +104,7 @@ class OutboxFile:
         with self._turn:
             self._opened()
             try:
-                write_atomically(self._path, lines)
+                write_atomically(self._path, lines, sync=self._sync)
                 self._open_file()
                 self._ends_in_half_a_line = False
             except OSError as exc:
@@ -114,7 +123,7 @@ class OutboxFile:
     def _open_file(self) -> None:
         if self._file is not None:
             self._file.close()
-        descriptor = open_regular(self._path, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+        descriptor = open_regular(self._path, os.O_RDWR | os.O_CREAT | os.O_APPEND)
         self._file = FileIO(descriptor, "ab")
         self.size = os.fstat(descriptor).st_size
 

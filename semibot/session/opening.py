@@ -252,7 +252,13 @@ def _temporary_directory() -> tempfile.TemporaryDirectory[str]:
 async def _open_directory(
     root: Path, session_id: str, place: SessionPlace, ports: Ports, bounds: Deadlines
 ) -> AsyncGenerator[SessionState]:
-    manager = open_state(root, session_id, state_dir=place.state_dir, origin=place.origin)
+    manager = open_state(
+        root,
+        session_id,
+        state_dir=place.state_dir,
+        origin=place.origin,
+        sync=ports.disk.sync,
+    )
     state = await on_disk(ports, bounds, manager.__enter__)
     try:
         yield state

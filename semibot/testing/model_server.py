@@ -8,6 +8,7 @@ histories that a strict provider would refuse, and sees when a peer closes its c
 from __future__ import annotations
 
 import argparse
+import signal
 import sys
 from collections import deque
 from collections.abc import AsyncGenerator, Callable, Iterable, Mapping, Sequence
@@ -342,10 +343,12 @@ def _words(text: str) -> list[str]:
 
 
 async def _run(port: int, delay: float) -> None:
-    async with open_model_server(reading_behaviour(delay), port=port) as server:
-        sys.stdout.write(server.base_url + "\n")
-        sys.stdout.flush()
-        await trio.sleep_forever()
+    # Told of Ctrl-C, not interrupted by it: an exception can be lost wherever it strikes.
+    with trio.open_signal_receiver(signal.SIGINT) as interrupts:
+        async with open_model_server(reading_behaviour(delay), port=port) as server:
+            sys.stdout.write(server.base_url + "\n")
+            sys.stdout.flush()
+            await anext(interrupts)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -361,10 +364,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--port", type=int, default=0, help="where to listen (any free port)")
     parser.add_argument("--delay", type=float, default=0.05, help="seconds between two words")
     options = parser.parse_args(arguments)
-    try:
-        trio.run(_run, options.port, options.delay)
-    except* KeyboardInterrupt:  # it may come out of any task, and then in a group
-        sys.stderr.write("stopped\n")
+    trio.run(_run, options.port, options.delay)
+    sys.stderr.write("stopped\n")
 
 
 if __name__ == "__main__":

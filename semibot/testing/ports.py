@@ -11,6 +11,7 @@ from typing import Final, TypeVar, TypeVarTuple, final
 import attrs
 import trio
 
+from semibot.live import LiveDisk
 from semibot.ports import ByteStream, Listener, Ports, Process
 
 T = TypeVar("T")
@@ -99,6 +100,7 @@ def simulated_ports(seed: int = 0, environment: Mapping[str, str] | None = None)
         random=random.Random(f"jitter {seed}"),  # noqa: S311 - reproducible on purpose
         ids=SeededIds(random.Random(f"ids {seed}")),  # noqa: S311 - reproducible on purpose
         threads=InlineThreads(),
+        disk=LiveDisk(),
         spawn=refuse_to_spawn,
         dial=refuse_to_dial,
         listen=refuse_to_listen,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Final, Literal, TypeAlias, final
@@ -13,7 +14,7 @@ from semibot.logs import get_logger
 from semibot.wire.chat import Message
 from semibot.wire.codec import JsonObject, dump_json, load_json, structure, unstructure
 
-from .files import read_regular, sync_directory, write_atomically
+from .files import Sync, make_directory, read_regular, sync_directory, write_atomically
 
 log: Final = get_logger(__name__)
 
@@ -68,6 +69,8 @@ class CheckpointDirectory:
 
     path: Path
     """The directory; made when it is first needed."""
+    sync: Sync = attrs.field(default=os.fsync, kw_only=True, repr=False)
+    """What makes files last."""
 
     def save(self, checkpoint: Checkpoint, *, unless: Callable[[], bool]) -> bool:
         """Write *checkpoint* durably, whole or not at all.
@@ -82,9 +85,10 @@ class CheckpointDirectory:
         Raises:
             OSError: If the disk refuses.
         """
-        self.path.mkdir(exist_ok=True)
+        make_directory(self.path, sync=self.sync)
         data = dump_json(unstructure(checkpoint)).encode()
-        return write_atomically(self.path / f"{checkpoint.id}.json", data, unless=unless)
+        path = self.path / f"{checkpoint.id}.json"
+        return write_atomically(path, data, sync=self.sync, unless=unless)
 
     def remove(self, checkpoint: Checkpoint) -> None:
         """Delete *checkpoint* if it is there.
@@ -102,7 +106,7 @@ class CheckpointDirectory:
         """
         for file in self._files()[KEPT:]:
             file.unlink(missing_ok=True)
-        sync_directory(self.path)
+        sync_directory(self.path, sync=self.sync)
 
     def clear(self) -> None:
         """Delete all of them.

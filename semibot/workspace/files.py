@@ -1,4 +1,7 @@
-"""Durable writes: whole or not at all."""
+"""Durable writes: whole or not at all.
+
+*sync* is always :meth:`semibot.ports.Disk.sync`, by default the operating system's own.
+"""
 
 from __future__ import annotations
 
@@ -7,16 +10,25 @@ import os
 import stat
 from collections.abc import Callable
 from pathlib import Path
+from typing import TypeAlias
+
+Sync: TypeAlias = Callable[[int], None]
+"""Brings an open file, or the names in an open directory, to the disk."""
 
 
 def write_atomically(
-    path: Path, data: bytes, *, unless: Callable[[], bool] = lambda: False
+    path: Path,
+    data: bytes,
+    *,
+    sync: Sync = os.fsync,
+    unless: Callable[[], bool] = lambda: False,
 ) -> bool:
     """Write a file so that readers and crashes see the old content or the new one.
 
     Args:
         path: The file; its directory exists.
         data: The whole content.
+        sync: See the module.
         unless: Asked when the content is on disk, just before it takes its place; if it
             says so, the old content stays.
 
@@ -28,12 +40,12 @@ def write_atomically(
     """
     temporary = path.with_name(path.name + ".tmp")
     temporary.unlink(missing_ok=True)  # left by a crash, or put there by somebody else
-    descriptor = open_regular(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL)
+    descriptor = open_regular(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL)
     try:
         with os.fdopen(descriptor, "wb") as file:
             file.write(data)
             file.flush()
-            os.fsync(file.fileno())
+            sync(file.fileno())
         is_wanted = not unless()
         if is_wanted:
             temporary.replace(path)
@@ -41,7 +53,7 @@ def write_atomically(
         temporary.unlink(missing_ok=True)
         raise
     if is_wanted:
-        sync_directory(path.parent)
+        sync_directory(path.parent, sync=sync)
     else:
         temporary.unlink(missing_ok=True)
     return is_wanted
@@ -78,20 +90,43 @@ def read_regular(path: Path) -> bytes:
         return file.read()
 
 
-def append_text(path: Path, text: str) -> None:
+def append_text(path: Path, text: str, *, sync: Sync = os.fsync) -> None:
     """Append *text* in one write, durably.
 
     Raises:
         OSError: If the disk refuses.
     """
-    flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND
+    flags = os.O_RDWR | os.O_CREAT | os.O_APPEND
     with os.fdopen(open_regular(path, flags), "ab") as file:
+        is_new = os.fstat(file.fileno()).st_size == 0
         file.write(text.encode())
         file.flush()
-        os.fsync(file.fileno())
+        sync(file.fileno())
+    if is_new:
+        sync_directory(path.parent, sync=sync)
 
 
-def sync_directory(path: Path) -> None:
+def make_directory(path: Path, *, mode: int = 0o777, sync: Sync = os.fsync) -> None:
+    """Make a directory and those above it that are missing, durably.
+
+    Args:
+        path: The directory; nothing is done if it is there.
+        mode: Permissions of *path* itself, as for :func:`os.mkdir`.
+        sync: See the module.
+
+    Raises:
+        OSError: If the disk refuses.
+    """
+    missing = [path]
+    while not missing[-1].parent.exists():
+        missing.append(missing[-1].parent)
+    if not path.exists():
+        path.mkdir(mode=mode, parents=True, exist_ok=True)
+        for made in reversed(missing):
+            sync_directory(made.parent, sync=sync)
+
+
+def sync_directory(path: Path, *, sync: Sync = os.fsync) -> None:
     """Make the names in a directory durable.
 
     Raises:
@@ -99,6 +134,6 @@ def sync_directory(path: Path) -> None:
     """
     descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
-        os.fsync(descriptor)
+        sync(descriptor)
     finally:
         os.close(descriptor)

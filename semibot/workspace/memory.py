@@ -15,7 +15,7 @@ import attrs
 
 from semibot.wire.chat import Message
 
-from .files import open_regular, read_regular, write_atomically
+from .files import Sync, open_regular, read_regular, sync_directory, write_atomically
 
 _HEADING: Final = re.compile(r"^## \[(user|assistant)\] (\S+)$", re.MULTILINE)
 
@@ -49,6 +49,8 @@ class ShortTermMemory:
 
     path: Path
     """The Markdown file."""
+    sync: Sync = attrs.field(default=os.fsync, kw_only=True, repr=False)
+    """What makes files last."""
 
     def restore(self, length: int) -> None:
         """Cut the file to what the newest checkpoint covers.
@@ -71,7 +73,7 @@ class ShortTermMemory:
             OSError: If the disk refuses.
         """
         data = content.encode()
-        write_atomically(self.path, data)
+        write_atomically(self.path, data, sync=self.sync)
         return len(data)
 
     def append(self, messages: tuple[Message, ...], when: str, length: int) -> int:
@@ -92,12 +94,15 @@ class ShortTermMemory:
             if message.role in {"user", "assistant"} and message.content.strip()
         ).encode()
         with os.fdopen(open_regular(self.path, os.O_RDWR | os.O_CREAT), "r+b") as file:
-            length = min(length, file.seek(0, os.SEEK_END))  # a file that somebody has shortened
+            size = file.seek(0, os.SEEK_END)
+            length = min(length, size)  # a file that somebody has shortened
             file.seek(length)
             file.write(text)
             file.truncate()
             file.flush()
-            os.fsync(file.fileno())
+            self.sync(file.fileno())
+        if size == 0:  # it may be new
+            sync_directory(self.path.parent, sync=self.sync)
         return length + len(text)
 
     def content(self, length: int | None = None) -> str:

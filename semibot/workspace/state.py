@@ -35,7 +35,14 @@ from semibot.errors import SessionInUse, StoreError, UsageError, WorkspaceUnusab
 from semibot.wire.chat import Message
 
 from .checkpoints import Checkpoint, CheckpointDirectory, checkpoint_id
-from .files import append_text, open_regular, read_regular, write_atomically
+from .files import (
+    Sync,
+    append_text,
+    make_directory,
+    open_regular,
+    read_regular,
+    write_atomically,
+)
 from .memory import ShortTermMemory
 
 STATE_DIRECTORY: Final = ".semibot"
@@ -104,6 +111,7 @@ class SessionState:
     newest: Checkpoint | None
     """What this opening continues from."""
     _checkpoints: CheckpointDirectory = attrs.field(repr=False)
+    _sync: Sync = attrs.field(repr=False)
     _saving: threading.Lock = attrs.field(factory=threading.Lock, init=False, repr=False)
 
     @property
@@ -161,7 +169,7 @@ class SessionState:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             _keep_out_of_repositories(self.results.parents[2])
-            write_atomically(path, text.encode())
+            write_atomically(path, text.encode(), sync=self._sync)
             by_age = sorted(path.parent.iterdir(), key=lambda file: file.stat().st_mtime_ns)
             for oldest in by_age[:-MAX_RESULTS]:
                 oldest.unlink(missing_ok=True)
@@ -179,7 +187,7 @@ class SessionState:
         try:
             if path.exists() and path.stat().st_size > MAX_AUDIT_BYTES:
                 path.replace(self.directory / "audit.1.jsonl")
-            append_text(path, line + "\n")
+            append_text(path, line + "\n", sync=self._sync)
         except OSError as exc:
             raise StoreError(f"cannot record a decision: {exc.strerror}") from exc
 
@@ -191,6 +199,7 @@ def open_state(
     *,
     state_dir: Path | None = None,
     origin: StateOrigin | None = None,
+    sync: Sync = os.fsync,
 ) -> Generator[SessionState]:
     """Take a session's directory for this process, and read what is in it.
 
@@ -199,6 +208,7 @@ def open_state(
         session_id: See :func:`session_directory`.
         state_dir: See :func:`session_directory`; made if missing.
         origin: What a host says that the session begins with.
+        sync: What makes files last; see :class:`semibot.ports.Disk`.
 
     Yields:
         The state. Without *origin* its term is one more than that of the last opening.
@@ -211,7 +221,7 @@ def open_state(
     directory = session_directory(workspace, session_id, state_dir=state_dir)
     results = session_directory(workspace, session_id) / "results"
     try:
-        directory.mkdir(parents=True, exist_ok=True)
+        make_directory(directory, sync=sync)
         lock = open_regular(directory / "lock", os.O_RDWR | os.O_CREAT)
         _keep_out_of_repositories(state_dir or workspace / STATE_DIRECTORY)
     except OSError as exc:
@@ -226,7 +236,7 @@ def open_state(
             holder.truncate(0)
             holder.write(f"{os.getpid()}\n")
             holder.flush()
-            state = _read_state(directory, results, session_id, origin)
+            state = _read_state(directory, results, session_id, origin, sync)
         except OSError as exc:
             raise WorkspaceUnusable(str(directory), exc.strerror or type(exc).__name__) from exc
         yield state
@@ -241,10 +251,10 @@ def _keep_out_of_repositories(state: Path) -> None:
 
 
 def _read_state(
-    directory: Path, results: Path, session_id: str, origin: StateOrigin | None
+    directory: Path, results: Path, session_id: str, origin: StateOrigin | None, sync: Sync
 ) -> SessionState:
-    checkpoints = CheckpointDirectory(directory / "checkpoints")
-    memory = ShortTermMemory(directory / "memory.md")
+    checkpoints = CheckpointDirectory(directory / "checkpoints", sync=sync)
+    memory = ShortTermMemory(directory / "memory.md", sync=sync)
     if origin is not None and not origin.keeps_local:
         _replace(checkpoints, memory, origin)
     newest = checkpoints.newest()
@@ -262,9 +272,9 @@ def _read_state(
         )
         term = last_term + 1
     # On disk before any event carries it: no event id may ever be used twice.
-    write_atomically(term_file, f"{term}\n".encode())
+    write_atomically(term_file, f"{term}\n".encode(), sync=sync)
     memory.restore(newest.memory_bytes if newest is not None else 0)
-    return SessionState(directory, results, session_id, term, memory, newest, checkpoints)
+    return SessionState(directory, results, session_id, term, memory, newest, checkpoints, sync)
 
 
 def _replace(
