@@ -6,14 +6,12 @@ are services around it. Whichever of them ends first ends the link with
 again. Only the writer sends, after ``auth`` and ``resume`` have gone out. The reader does
 what a frame asks at once and never waits for a session.
 
-Silence is judged by bytes, not by frames or pongs, and only while our own loop ran: a
-process that was stopped for a minute has not listened for a minute, so its host gets a few
-seconds to be heard.
+Silence is judged by bytes, not by frames or pongs, and only while our own loop ran; see
+:mod:`semibot.observe.standstill`.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from typing import Final, NoReturn, final
 
@@ -24,6 +22,7 @@ from semibot.config import Deadlines
 from semibot.errors import DeadlineExceeded, RemoteProtocolError
 from semibot.lifetimes import deadline, open_services
 from semibot.logs import get_logger
+from semibot.observe.standstill import TICK, Standstill
 from semibot.ports import ByteStream, Ports
 from semibot.secret import Secret
 from semibot.security.envelope import open_keys
@@ -54,15 +53,6 @@ from .vitals import Vitals
 from .web_socket import ABNORMAL, LinkEnded, WebSocket, open_web_socket
 
 log: Final = get_logger(__name__)
-
-TICK: Final = 1.0
-"""Seconds between two looks at the silence."""
-
-FROZEN_AFTER: Final = 3.0
-"""How late a look may be before this process counts as having been stopped, in seconds."""
-
-WAKE_GRACE: Final = 5.0
-"""How long a host has to be heard after that, in seconds."""
 
 
 @attrs.frozen(kw_only=True)
@@ -330,16 +320,19 @@ class Connection:
             await trio.sleep(interval)
 
     async def _watch_silence(self, socket: WebSocket, dead_after: float) -> NoReturn:
-        forgiven_until = -math.inf
+        standstill = Standstill()
+        standstill.look(trio.current_time())
         while True:
             due = trio.current_time() + TICK
             await trio.sleep_until(due)
             now = trio.current_time()
             self._vitals.note_lag(now - due)
-            if now - due > FROZEN_AFTER:
-                log.warning("this process stood still", seconds=round(now - due, 1))
-                forgiven_until = now + WAKE_GRACE
-            if now - socket.heard_at >= dead_after and now >= forgiven_until:
+            stood_still = standstill.look(now)
+            if stood_still:
+                log.warning("this process stood still", seconds=round(stood_still, 1))
+            if standstill.is_silent(socket.heard_at, dead_after, now):
+                await trio.lowlevel.checkpoint()  # what has come until now is read first
+            if standstill.is_silent(socket.heard_at, dead_after, now):
                 raise LinkEnded(CloseCode.SILENT, f"the host was silent for {dead_after:g} s")
 
 

@@ -24,9 +24,8 @@ class Vitals:
     """
 
     def __init__(self, watchdog: Watchdog | None, *, is_simulated: bool) -> None:
-        self._watchdog = watchdog
+        self._tally = None if watchdog is None else watchdog.tally()
         self._is_simulated = is_simulated
-        self._reported: LoopBlock | None = None
         self._worst_lag = 0.0
 
     def note_lag(self, seconds: float) -> None:
@@ -43,20 +42,21 @@ class Vitals:
         if level < 2:
             return VmHeartbeat(active_sessions=active_sessions)
         lag, self._worst_lag = self._worst_lag, 0.0
+        block: LoopBlock | None = None
+        if self._tally is not None:
+            health = self._tally.take_worst()
+            lag, block = max(lag, health.worst_lag), health.worst_block
         return VmHeartbeat(
             active_sessions=active_sessions,
             lag_ms=round(lag * 1000, 1),
             rss_bytes=None if self._is_simulated else resident_bytes(),
             sent_at=trio.current_time(),
-            blocked=self._new_block(),
+            blocked=None if block is None else _report_of(block),
         )
 
-    def _new_block(self) -> BlockReport | None:
-        block = None if self._watchdog is None else self._watchdog.worst_block
-        if block is None or block is self._reported:
-            return None
-        self._reported = block
-        return BlockReport(seconds=block.seconds, where=block.where)
+
+def _report_of(block: LoopBlock) -> BlockReport:
+    return BlockReport(seconds=block.seconds, where=block.where, stack=block.stack)
 
 
 def resident_bytes() -> int | None:

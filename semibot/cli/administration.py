@@ -66,7 +66,9 @@ async def _with_store(
         user = await store.get_user(user_id)
         if user is None:
             raise UsageError(f"the host knows no user {user_id!r}; who has never come has no VM")
-        key = await ports.threads.run_sync(signing_key, settings, ports.ids, limiter="files")
+        key = await ports.threads.run_sync(
+            signing_key, settings, ports.ids, ports.disk, limiter="files"
+        )
         await store.ensure_vm(user_id, ports.ids.new_id(), "external")
     tokens = Tokens(key, ports.wall_clock, settings.vm_token_ttl)
     return tokens.make_vm_token(user.id, user.org_id)

@@ -8,6 +8,7 @@ from typing import Final, final
 import attrs
 import trio
 
+from semibot.observe.standstill import FROZEN_AFTER
 from semibot.store.base import VmRow
 from semibot.tools.processes import Child
 
@@ -126,8 +127,13 @@ class Attempt:
 
     async def _wait_gone(self, child: Child, lost_after: float) -> str | None:
         while not self._has_exited:
-            with trio.CancelScope(deadline=self._down_since + lost_after) as scope:
+            until = self._down_since + lost_after
+            with trio.CancelScope(deadline=until) as scope:
                 await self._changed.wait()
+            late = trio.current_time() - until
+            if scope.cancelled_caught and late > FROZEN_AFTER:
+                self._down_since += late  # this host stood still; nobody could dial it
+                continue
             if scope.cancelled_caught and self._down_since < math.inf:
                 return f"no link for {lost_after:g} s"  # it hangs
         return last_words(child)

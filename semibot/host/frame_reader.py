@@ -124,6 +124,32 @@ class FrameReader:
 
     # --- events -----------------------------------------------------------------------
 
+    def take_plain(self, frame: SseEvent) -> bool:
+        """Take an event about which there is nothing to say, as nearly all are.
+
+        Returns:
+            Whether it was taken; if not nothing has changed, and :meth:`dispatch` decides.
+        """
+        held = self._link.sessions.get(frame.session_id)
+        if held is None or self._link.legacy is not None:
+            return False
+        tail, intake = held.tail, self._link.intake
+        if tail.is_retired or intake.is_closed or not tail.is_settled:
+            return False
+        term, seq, run_id, data = frame.term, frame.seq, frame.run_id, frame.data
+        if term is None or seq is None or run_id is None:
+            return False
+        try:
+            kind = peek_event(data).type
+        except RemoteProtocolError:
+            return False
+        if not isinstance(held.incoming.judge(term, seq, run_id, data), Accept):
+            return False
+        event = StoredEvent(term, seq, run_id, kind, data)
+        tail.receive(event, waits_for_commit=kind in WAITS_FOR_COMMIT)
+        intake.put_event(frame.session_id, event, size_of(data))
+        return True
+
     async def _event(self, frame: SseEvent) -> None:
         if frame.term is None or frame.seq is None or frame.run_id is None:
             raise RemoteProtocolError("an event of level 2 has term, seq and run_id")
@@ -216,6 +242,7 @@ class FrameReader:
                 seconds=frame.blocked.seconds,
                 where=frame.blocked.where[:200],
             )
+        self._links.pulses.beat(self._link, frame)
         if self._link.level > 1:
             self._link.send(HostHeartbeat(echo=frame.sent_at))
         else:

@@ -135,7 +135,9 @@ async def open_host(settings: HostSettings, *, ports: Ports | None = None) -> As
     ) as store:
         # Inside, where nobody else makes one.
         with deadline("store.commit", deadlines.store_commit):
-            key = await ports.threads.run_sync(signing_key, settings, ports.ids, limiter="files")
+            key = await ports.threads.run_sync(
+                signing_key, settings, ports.ids, ports.disk, limiter="files"
+            )
         tokens = Tokens(key, ports.wall_clock, settings.vm_token_ttl)
         await _prepare(store, settings)
         metrics = Metrics()

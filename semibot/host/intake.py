@@ -2,10 +2,11 @@
 
 Theory of operation. The link's reader appends operations and publishes events at once; one
 committer takes *everything* that has come since its last commit, in one transaction. So an
-idle link commits at once and a busy one commits in groups, without a timer. Events of one
-session are kept together in one operation per commit: they may only move *before* operations
-of other sessions, and before acknowledgements and snapshots that came between them, all of
-which stand for events that came earlier and are committed with them.
+idle link commits at once and a busy one commits in groups; one that pours events out rests
+for a moment after each commit, as readers do after each write. Events of one session are kept
+together in one operation per commit: they may only move *before* operations of other
+sessions, and before acknowledgements and snapshots that came between them, all of which stand
+for events that came earlier and are committed with them.
 
 A commit that fails ends the link: nothing of it was acknowledged, readers are broken off, and
 the VM sends it all again on the next one.
@@ -35,6 +36,7 @@ from semibot.store.base import (
     StoredEvent,
 )
 
+from .pace import Pace
 from .relay import Relay
 from .tail import Tail
 
@@ -140,6 +142,7 @@ class Intake:
         self._publishing: set[str] = set()
         self._is_closed = False
         self._committing = trio.Lock()
+        self._pace = Pace()
         self._work = trio.lowlevel.ParkingLot()
         self._room = trio.lowlevel.ParkingLot()
 
@@ -224,7 +227,11 @@ class Intake:
             while not self._ops:
                 # Unbounded on purpose: the next frame may be hours away.
                 await self._work.park()
+            events = sum(len(op.events) for op in self._ops if isinstance(op, _Group))
             await self.commit()
+            rest = self._pace.rest_after(trio.current_time(), events)
+            if rest:
+                await trio.sleep(rest)
 
     async def commit(self) -> bool:
         """Commit what has come so far.

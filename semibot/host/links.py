@@ -24,6 +24,7 @@ from semibot.config.settings import HostSettings
 from semibot.errors import DeadlineExceeded, StoreError
 from semibot.lifetimes import deadline, grace
 from semibot.logs import get_logger
+from semibot.observe.standstill import TICK, Standstill
 from semibot.ports import Ports
 from semibot.security.tokens import Tokens
 from semibot.store.base import (
@@ -37,6 +38,7 @@ from semibot.store.base import (
 )
 
 from .intake import InputBudget
+from .liveness import Pulses
 from .metrics import Metrics
 from .relay import Relay
 from .requests import Requests
@@ -126,6 +128,10 @@ class Links:
             store=store, settings=settings, ports=ports, deadlines=deadlines, metrics=metrics
         )
         """Answers what VMs ask."""
+        self.standstill: Final = Standstill()
+        """When this host stood still, which is nobody else's silence."""
+        self.pulses: Final = Pulses(self.standstill, deadlines, metrics)
+        """How the VMs do."""
         self.strangers: dict[trio.CancelScope, None] = {}
         """Sockets that have not said who they are, the oldest first."""
         self._links: dict[str, VmLink] = {}
@@ -175,6 +181,7 @@ class Links:
         """Answer requests, and give up VMs that are silent for too long, until cancelled."""
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self.requests.serve)
+            nursery.start_soon(self._watch_itself)
             await self._watch_silence()
 
     # --- letting a link in ------------------------------------------------------------
@@ -206,6 +213,7 @@ class Links:
                 link = make_link(vm, claim)
                 self._links[vm.user_id] = link
                 self._open.add(link)
+                self.pulses.link_up(link)
                 self._down.pop(vm.id, None)
                 if old is not None:
                     old.intake.abandon()
@@ -244,6 +252,7 @@ class Links:
         finally:
             link.intake.abandon()
             self._open.discard(link)
+            self.pulses.link_down(link)
             if self._links.get(link.user_id) is link:
                 del self._links[link.user_id]
                 if not link.is_lost:
@@ -331,6 +340,7 @@ class Links:
                 is_over = status in {"failed", "terminated"}
                 link.close(*((4003, "no_vm") if is_over else (4008, "lost")))
             self._down.pop(vm_id, None)
+        self.pulses.lost(vm_id, user_id)
         report = log.warning if any(loss.ended_runs for loss in losses) else log.info
         report("VM lost", user_id=user_id, vm_id=vm_id, sessions=len(losses))
         for loss in losses:
@@ -403,6 +413,13 @@ class Links:
             rows = await self.store.active_vms()
         return next((row.user_id for row in rows if row.id == vm_id), None)
 
+    async def _watch_itself(self) -> None:
+        while True:
+            stood_still = self.standstill.look(trio.current_time())
+            if stood_still:
+                log.warning("this host stood still", seconds=round(stood_still, 1))
+            await trio.sleep(TICK)
+
     async def _watch_silence(self) -> None:
         """Lose VMs that had a link once and have none for ``vm.lost_after``."""
         started_at = trio.current_time()
@@ -410,16 +427,19 @@ class Links:
             # Those of mode ``local`` died with the host that had started them, and are lost.
             if vm.epoch > 0 and vm.mode != "local" and vm.user_id not in self._links:
                 self._down.setdefault(vm.id, (vm.user_id, started_at))
+                self.pulses.expect(vm.user_id, vm.id)
         while True:
             self._down_changed = trio.Event()
             lost_after = self.deadlines.vm_lost_after
             now = trio.current_time()
-            due = [vm_id for vm_id, (_, since) in self._down.items() if now >= since + lost_after]
-            for vm_id in due:
-                await self._give_up(vm_id)
-            next_at = min((since for _, since in self._down.values()), default=math.inf)
+            self.standstill.look(now)
+            missed = self.standstill.missed  # a host that does not run cannot be dialled
+            for vm_id, (_, since) in tuple(self._down.items()):
+                if now >= since + lost_after + missed(since):
+                    await self._give_up(vm_id)
+            due = [since + lost_after + missed(since) for _, since in self._down.values()]
             # Unbounded on purpose while no VM is down.
-            with trio.CancelScope(deadline=next_at + lost_after):
+            with trio.CancelScope(deadline=min(due, default=math.inf)):
                 await self._down_changed.wait()
 
     async def _active_vms(self) -> tuple[VmRow, ...]:

@@ -229,6 +229,18 @@ class Metrics:
         self.ws_request_duration_seconds: Histogram = Histogram(
             "ws_request_duration_seconds", "Time to answer a VM's request.", "method"
         )
+        self.vm_liveness: Gauge = Gauge(
+            "vm_liveness", "VMs that had a link here, by how they do.", "state"
+        )
+        self.vm_loop_lag_seconds: Gauge = Gauge(
+            "vm_loop_lag_seconds", "How late a VM's loop was at worst, in a heartbeat.", "user_id"
+        )
+        self.vm_blocks_total: Counter = Counter(
+            "vm_blocks_total", "Heartbeats that told of a loop that had stood still."
+        )
+        self.vm_blocked_seconds_total: Counter = Counter(
+            "vm_blocked_seconds_total", "How long those loops had stood still, in seconds."
+        )
         self.sse_buffer_size: Gauge = Gauge(
             "sse_buffer_size", "Bytes of events kept in memory for readers.", "session_id"
         )

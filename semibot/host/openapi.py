@@ -14,6 +14,7 @@ from semibot.wire.codec import JsonObject, JsonValue
 
 from .answers import JSON
 from .bodies import DEFAULT_PAGE, MAX_BUDGET_MS, MAX_MESSAGE_BYTES, MAX_PAGE
+from .liveness import STATES
 from .routes import EVENT_STREAM, ROUTES, Route
 
 _TEXT: Final[JsonObject] = {"type": "string"}
@@ -27,6 +28,26 @@ _OBJECT: Final[JsonObject] = {"type": "object"}
 def _object(fields: Mapping[str, JsonObject], *optional: str) -> JsonObject:
     required = [name for name in fields if name not in optional]
     return {"type": "object", "properties": dict(fields), "required": required}
+
+
+_LIVENESS: Final = _object(
+    {
+        "state": {"enum": list(STATES)},
+        "heardMsAgo": _COUNT,
+        "lagMs": {"type": ["integer", "null"], "minimum": 0},
+        "block": {
+            **_object(
+                {
+                    "seconds": {"type": "number", "minimum": 0},
+                    "where": _TEXT,
+                    "stack": {"type": "array", "items": _TEXT},
+                    "toldMsAgo": _COUNT,
+                }
+            ),
+            "type": ["object", "null"],
+        },
+    }
+)
 
 
 def _page(name: str, row: JsonObject, **more: JsonObject) -> JsonObject:
@@ -77,6 +98,7 @@ SCHEMAS: Final[Mapping[str, JsonObject]] = {
             "disconnectedAt": _MAYBE_TIME,
             "lastError": _MAYBE_TEXT,
             "retryAfterMs": _COUNT,
+            "liveness": _LIVENESS,
         },
         "instanceId",
         "mode",
@@ -86,6 +108,7 @@ SCHEMAS: Final[Mapping[str, JsonObject]] = {
         "disconnectedAt",
         "lastError",
         "retryAfterMs",
+        "liveness",
     ),
     "Receipt": {
         "type": "object",

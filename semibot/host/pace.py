@@ -1,8 +1,8 @@
-"""How often readers are written to while events keep coming.
+"""How often readers are written to, and links committed, while events keep coming.
 
-A write costs a hundred times what one more event in it costs. As long as events come slowly,
-each is written at once. Once they come faster, a reader that was written to rests for a
-moment, and what comes meanwhile is gathered into its next write.
+A write, and a commit, costs a hundred times what one more event in it costs. As long as events
+come slowly, each is written and committed at once. Once they come faster, who was served rests
+for a moment, and what comes meanwhile is gathered into its next write or commit.
 """
 
 from __future__ import annotations
@@ -10,10 +10,10 @@ from __future__ import annotations
 from typing import Final, final
 
 BUSY: Final = 3000.0
-"""Events a second, taken by all readers together, from which on readers rest."""
+"""Events a second, counted by one :class:`Pace`, from which on it asks for rests."""
 
 REST: Final = 0.01
-"""How long a reader rests after a write, in seconds; far below what anybody notices."""
+"""How long a rest is, in seconds; far below what anybody notices."""
 
 WINDOW: Final = 0.05
 """Over how long events are counted, in seconds."""
@@ -21,7 +21,7 @@ WINDOW: Final = 0.05
 
 @final
 class Pace:
-    """Counts what readers take, over all sessions."""
+    """Counts events: what all readers of a host take, or what one link commits."""
 
     def __init__(self) -> None:
         self._window = 0
@@ -29,11 +29,11 @@ class Pace:
         self._events_before = 0
 
     def rest_after(self, now: float, events: int) -> float:
-        """Note a write to a reader, and return how long it is to rest, in seconds; mostly 0.
+        """Note a write or commit, and return how long to rest then, in seconds; mostly 0.
 
         Args:
             now: On Trio's clock.
-            events: How many events the write has.
+            events: How many events it has.
         """
         window = int(now / WINDOW)
         if window != self._window:

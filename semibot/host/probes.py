@@ -93,6 +93,7 @@ class ProbeRoutes:
         metrics, relay = self._core.metrics, self._core.relay
         metrics.sse_events_forwarded_total.catch_up(relay.events_forwarded)
         metrics.sse_readers_active.set(relay.reader_count)
+        metrics.vm_liveness.replace("state", self._core.links.pulses.counts())
         metrics.sse_buffer_size.replace("session_id", relay.buffered())
         text = metrics.exposition(shows)
         return Answer(body=text.encode(), content_type=CONTENT_TYPE)

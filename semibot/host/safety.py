@@ -8,7 +8,7 @@ from typing import Final
 
 from semibot.config.settings import HostSettings
 from semibot.errors import ConfigError
-from semibot.ports import IdSource
+from semibot.ports import Disk, IdSource
 from semibot.secret import Secret
 from semibot.security.principals import is_loopback as is_loopback
 from semibot.security.tokens import check_secret
@@ -46,12 +46,13 @@ def check_safety(settings: HostSettings) -> None:
     check_secret(settings.jwt_secret)
 
 
-def signing_key(settings: HostSettings, ids: IdSource) -> Secret:
+def signing_key(settings: HostSettings, ids: IdSource, disk: Disk) -> Secret:
     """Return the key of all tokens: the configured one, else one that is made once; blocking.
 
     Args:
         settings: Of the host, who has its data directory.
         ids: Where the 256 random bits come from.
+        disk: What makes the file last.
 
     Raises:
         ConfigError: If the key file cannot be read or made, or others may read it.
@@ -60,7 +61,7 @@ def signing_key(settings: HostSettings, ids: IdSource) -> Secret:
         return settings.jwt_secret
     path = settings.data_dir / KEY_FILE
     try:
-        return _read_key(path) or _make_key(path, ids)
+        return _read_key(path) or _make_key(path, ids, disk)
     except OSError as exc:
         raise ConfigError(f"cannot read or make {path}: {exc.strerror}") from exc
 
@@ -77,7 +78,7 @@ def _read_key(path: Path) -> Secret | None:
     return check_secret(key, str(path))
 
 
-def _make_key(path: Path, ids: IdSource) -> Secret:
+def _make_key(path: Path, ids: IdSource, disk: Disk) -> Secret:
     key = Secret(ids.new_id() + ids.new_id())
-    write_atomically(path, key.reveal().encode() + b"\n")
+    write_atomically(path, key.reveal().encode() + b"\n", sync=disk.sync)
     return key

@@ -139,6 +139,9 @@ class Scheduler:
             "disconnectedAt": vm.disconnected_at,
             "lastError": vm.last_error,
         }
+        liveness = self._links.pulses.describe(user_id, vm.id)
+        if liveness is not None:
+            data = {**data, "liveness": liveness}
         return {**data, "retryAfterMs": pause} if pause else data
 
     async def rebootstrap(self, user_id: str) -> JsonObject:

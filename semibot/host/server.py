@@ -89,6 +89,8 @@ class BoundedStream:
         self._reading: trio.CancelScope | None = None
         self._is_aborted = False
         self._strange = 0
+        self.heard_at: float = trio.current_time()
+        """When the last byte came."""
         self.let_in: trio.Event = trio.Event()
         """Set when the peer of a WebSocket has said who it is."""
         self.life: trio.CancelScope = trio.CancelScope()
@@ -118,6 +120,7 @@ class BoundedStream:
                 if self._strange >= MAX_STRANGER_BYTES:  # a whole message would be kept
                     await self.let_in.wait()
                 data = await self._stream.receive_some(max_bytes)
+                self.heard_at = trio.current_time()
             if self._reading.cancelled_caught:
                 if trio.current_time() < self._reads_until:
                     await self._refuse(408, "the request head took too long")
@@ -256,6 +259,7 @@ class Server:
             extensions["semibot"] = {
                 "stalled": lambda: stream.is_stalled,
                 "let_in": stream.let_in.set,
+                "heard_at": lambda: stream.heard_at,
             }
             is_answered = False
 

@@ -167,6 +167,11 @@ class Tail:
         return self._cursors
 
     @property
+    def is_retired(self) -> bool:
+        """Whether there will be another tail of this session, or none."""
+        return self._is_retired
+
+    @property
     def is_idle(self) -> bool:
         """Whether nothing would be lost without this tail."""
         return not self._cursors and self.received_seq == self.committed_seq

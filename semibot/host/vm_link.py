@@ -6,6 +6,7 @@ dispatcher. All of them only append here; nobody but the writer sends.
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Awaitable, Callable
 from typing import Final, Literal, TypeAlias, final
@@ -43,6 +44,11 @@ _BATCH_FRAME_BYTES: Final = len('{"type":"batch","frames":[]}')
 
 Fate: TypeAlias = Literal["gone", "fenced", "foreign"]
 """Why events of a session are not taken."""
+
+
+def _never() -> float:
+    return -math.inf
+
 
 SendText: TypeAlias = Callable[[str], Awaitable[None]]
 """Writes one text message."""
@@ -157,6 +163,10 @@ class VmLink:
     """Cancelled when the link is to end; its clean-up is outside."""
     has_ended: trio.Event = attrs.field(factory=trio.Event, init=False)
     """Set when nothing of the link is left."""
+    listens_since: float | None = attrs.field(default=None, init=False)
+    """Since when the host waits for the next frame; None while it does something else."""
+    bytes_heard_at: Callable[[], float] = attrs.field(default=_never, init=False)
+    """When the last byte came, whether or not it was the end of a frame."""
     _strangers: dict[str, Fate] = attrs.field(factory=dict[str, Fate], init=False)
     _gate: trio.Event | None = attrs.field(default=None, init=False)
 
@@ -206,6 +216,12 @@ class VmLink:
             self.ending = (code, reason)
             self.is_live = False
             self.scope.cancel(f"closed with {code}: {reason}")
+
+    def heard(self, now: float) -> float:
+        """Return when the VM was heard last; now, while the host does not listen to it."""
+        if self.listens_since is None:
+            return now
+        return max(self.listens_since, self.bytes_heard_at())
 
     # --- sessions ---------------------------------------------------------------------
 

@@ -10,13 +10,13 @@ received is committed, and the link unregisters itself::
 
 Bounds: one frame is dispatched at a time; before ``auth`` it has at most 16 KiB and comes
 within ``link.auth``, as ``resume`` does after ``init``; afterwards 10 MiB, and 30 s of silence
-(``link.dead_after``) end the link. Silence counts only while this task reads: not while it
-dispatches, or waits because too much is uncommitted.
+(``link.dead_after``) without a byte end the link. Silence counts only while this task reads:
+not while it dispatches, or waits because too much is uncommitted. And it counts only while this
+process runs (:mod:`semibot.observe.standstill`).
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Awaitable, Callable, Sequence
 from typing import TYPE_CHECKING, Final, TypeVarTuple, final
 from urllib.parse import parse_qs
@@ -93,9 +93,10 @@ class VmSocket:
         try:
             await self._socket.accept()
             link, token, claims = await self._let_in(scope)
-            read_on = scope.get("extensions", {}).get("semibot", {}).get("let_in")
-            if read_on is not None:
-                read_on()  # our server reads little of a stranger
+            ours = scope.get("extensions", {}).get("semibot", {})  # if the server is ours
+            link.bytes_heard_at = ours.get("heard_at", link.bytes_heard_at)
+            if "let_in" in ours:
+                ours["let_in"]()  # our server reads little of a stranger
         except PeerGone:
             return
         except Refused as exc:
@@ -279,17 +280,36 @@ class VmSocket:
         if link.legacy is not None:
             await link.legacy.restore(links.store, link.ref)
             links.link_is_live(link)
-        resume_by = trio.current_time() + self._deadlines.link_auth
-        with trio.CancelScope() as silence:
-            while True:
-                is_introduced = self._order.state == "introduced"
-                quiet_until = trio.current_time() + self._deadlines.link_dead_after
-                silence.deadline = resume_by if is_introduced else quiet_until
-                text = await self._socket.receive(MAX_FRAME_BYTES)
-                silence.deadline = math.inf
-                await link.wait_may_read()
-                await self._take(text, link, nursery)
-        raise Refused(CloseCode.SILENT, "silence")
+        nursery.start_soon(self._guard, link, self._watch_silence, link)
+        while True:
+            link.listens_since = trio.current_time()
+            text = await self._socket.receive(MAX_FRAME_BYTES)
+            link.listens_since = None
+            await link.wait_may_read()
+            await self._take(text, link, nursery)
+
+    async def _watch_silence(self, link: VmLink) -> None:
+        """Wait until the VM is silent for too long, or does not say ``resume`` in time."""
+        standstill = self._links.standstill
+        began = trio.current_time()
+        while True:
+            now = trio.current_time()
+            standstill.look(now)
+            silent_at = self._silent_at(link, began, now)
+            if now >= silent_at:
+                await trio.lowlevel.checkpoint()  # what has come until now is read first
+                silent_at = self._silent_at(link, began, now)
+            if now >= silent_at:
+                raise Refused(CloseCode.SILENT, "silence")
+            await trio.sleep_until(silent_at)
+
+    def _silent_at(self, link: VmLink, began: float, now: float) -> float:
+        standstill = self._links.standstill
+        if self._order.state == "introduced" and link.listens_since is not None:
+            return standstill.silent_at(began, self._deadlines.link_auth)
+        if self._order.state == "introduced":
+            return now + self._deadlines.link_auth
+        return standstill.silent_at(link.heard(now), self._deadlines.link_dead_after)
 
     async def _take(self, text: str, link: VmLink, nursery: trio.Nursery) -> None:
         """Dispatch the frames of one message."""
@@ -304,12 +324,15 @@ class VmSocket:
             return
         self._reader.count(frames)
         share = size_of(text) // len(frames)
-        before = ""
+        follows_event = False
         for frame in frames:
             try:
-                if not frame.type == before == SseEvent.type:  # an event changes no state
+                is_event = isinstance(frame, SseEvent)
+                if not (is_event and follows_event):  # an event changes no state
                     self._order.received(frame.type)
-                before = frame.type
+                follows_event = is_event
+                if isinstance(frame, SseEvent) and self._reader.take_plain(frame):
+                    continue
                 if isinstance(frame, Resume):
                     await self._resume(frame, link, nursery)
                 else:

@@ -2,8 +2,12 @@
 
 A task beats every :data:`INTERVAL`; a thread looks at the beat. When it is overdue the
 thread takes the main thread's stack, because by the time the loop runs again the culprit
-is gone from it. One watchdog serves everything below the block that opened it: an inner
-:func:`open_watchdog` joins the outer one.
+is gone from it. A thread that is late itself blames nobody: then the whole process stood
+still, and the stack shows where it woke up. One watchdog serves everything below the block
+that opened it: an inner :func:`open_watchdog` joins the outer one.
+
+A stack is made of file names, line numbers and names of functions. It has no values, no
+source and no directories, so that it may be shown to whoever runs the program.
 """
 
 from __future__ import annotations
@@ -12,6 +16,7 @@ import contextvars
 import sys
 import threading
 import time
+import weakref
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from pathlib import PurePath
@@ -25,6 +30,8 @@ from semibot.lifetimes import open_services
 from semibot.logs import get_logger
 from semibot.ports import Ports
 
+from .standstill import FROZEN_AFTER
+
 log: Final = get_logger(__name__)
 
 INTERVAL: Final = 0.25
@@ -32,6 +39,16 @@ INTERVAL: Final = 0.25
 
 THRESHOLD: Final = 1.0
 """Seconds without a beat that count as a block."""
+
+MAX_LINES: Final = 32
+"""Functions of a stack that are kept, the innermost."""
+
+MAX_LINE_LENGTH: Final = 200
+"""Characters of each that are kept."""
+
+NOBODY: Final = "unknown: the whole process stood still"
+"""Who is to blame for a block that the watching thread slept through: the process was stopped
+from outside, or code that is not Python kept every thread from running."""
 
 
 @attrs.frozen(kw_only=True)
@@ -41,9 +58,43 @@ class LoopBlock:
     seconds: float
     """How long, in seconds."""
     where: str
-    """Innermost function outside the standard library: ``file.py:12 in name``."""
+    """Innermost function outside the standard library, ``file.py:12 in name``, or
+    :data:`NOBODY`."""
     stack: tuple[str, ...]
-    """The whole stack, innermost last."""
+    """The stack, innermost last; empty if nobody is to blame."""
+
+
+@attrs.frozen(kw_only=True)
+class LoopHealth:
+    """How the loop ran for a while."""
+
+    worst_lag: float
+    """How late it was at worst, in seconds."""
+    worst_block: LoopBlock | None
+    """The longest block; None if there was none."""
+
+
+@final
+class LoopTally:
+    """What one reader has not been told yet. Made by :meth:`Watchdog.tally`."""
+
+    def __init__(self, watchdog: Watchdog) -> None:
+        self._watchdog = watchdog
+        self._lag = 0.0
+        self._block: LoopBlock | None = None
+
+    def note(self, lag: float, block: LoopBlock | None) -> None:
+        """Add what a beat has found; the watchdog calls it."""
+        self._lag = max(self._lag, lag)
+        if block is not None and (self._block is None or block.seconds > self._block.seconds):
+            self._block = block
+
+    def take_worst(self) -> LoopHealth:
+        """Return what was worst since this was called last, up to this moment."""
+        self._watchdog.look()
+        health = LoopHealth(worst_lag=self._lag, worst_block=self._block)
+        self._lag, self._block = 0.0, None
+        return health
 
 
 @final
@@ -52,9 +103,11 @@ class Watchdog:
 
     def __init__(self) -> None:
         self._loop_thread = threading.get_ident()
-        self._beat = time.monotonic()
+        self._clock = time.monotonic  # not Trio's, which a thread cannot ask
+        self._beat = self._clock()
         self._stop = threading.Event()
         self._seen: FrozenStack | None = None
+        self._tallies: weakref.WeakSet[LoopTally] = weakref.WeakSet()
         self._beats = trio.lowlevel.ParkingLot()
         self.ticked: threading.Event = threading.Event()
         """Set by the thread whenever it has looked."""
@@ -65,22 +118,51 @@ class Watchdog:
         """Beat until cancelled, and report each block once it is over."""
         while True:
             await trio.sleep(INTERVAL)
-            now = time.monotonic()
-            stood_still = now - self._beat - INTERVAL
-            self._beat = now
-            seen, self._seen = self._seen, None
-            if seen is not None and stood_still >= THRESHOLD / 2:
-                self._report(
-                    LoopBlock(seconds=round(stood_still, 3), where=seen.where, stack=seen.stack)
-                )
+            self.look()
+            self._seen = None  # what the thread saw too late is nobody's
+            self._beat = self._clock()
             self._beats.unpark_all()
+
+    def look(self) -> None:
+        """Report a block that is over, whoever runs first afterwards; on the loop."""
+        now = self._clock()
+        late = now - self._beat - INTERVAL
+        if late <= 0:
+            return
+        self._beat = now
+        seen, self._seen = self._seen, None
+        block = None
+        if seen is not None and late >= THRESHOLD / 2:
+            block = LoopBlock(seconds=round(late, 3), where=seen.where, stack=seen.stack)
+        elif seen is None and late >= FROZEN_AFTER:
+            block = LoopBlock(seconds=round(late, 3), where=NOBODY, stack=())
+        self.record(late, block)
+
+    def record(self, lag: float, block: LoopBlock | None) -> None:
+        """Take into account how late the loop was, and the block that was the cause, if any."""
+        for tally in self._tallies:
+            tally.note(lag, block)
+        if block is None:
+            return
+        if self.worst_block is None or block.seconds > self.worst_block.seconds:
+            self.worst_block = block
+        log.warning("event loop was blocked", seconds=block.seconds, where=block.where)
+
+    def tally(self) -> LoopTally:
+        """Return a reader's own account of lag and blocks, from now on."""
+        tally = LoopTally(self)
+        self._tallies.add(tally)
+        return tally
 
     def watch(self) -> None:
         """Look at the beat until told to stop; runs in a thread."""
+        slept_at = self._clock()
         while not self._stop.wait(INTERVAL):
-            overdue = time.monotonic() - self._beat
+            now = self._clock()
+            was_late, slept_at = now - slept_at >= THRESHOLD + INTERVAL, now
+            overdue = now - self._beat
             self.ticked.set()
-            if overdue < THRESHOLD + INTERVAL or self._seen is not None:
+            if was_late or overdue < THRESHOLD + INTERVAL or self._seen is not None:
                 continue
             frame = sys._current_frames().get(self._loop_thread)
             if frame is not None:
@@ -102,11 +184,6 @@ class Watchdog:
         """Let :meth:`watch` return."""
         self._stop.set()
 
-    def _report(self, block: LoopBlock) -> None:
-        if self.worst_block is None or block.seconds > self.worst_block.seconds:
-            self.worst_block = block
-        log.warning("event loop was blocked", seconds=block.seconds, where=block.where)
-
 
 @attrs.frozen
 class FrozenStack:
@@ -115,7 +192,7 @@ class FrozenStack:
     where: str
     """The function to blame."""
     stack: tuple[str, ...]
-    """All functions, innermost last."""
+    """At most :data:`MAX_LINES` functions, innermost last."""
 
     @classmethod
     def of(cls, frame: FrameType) -> FrozenStack:
@@ -126,11 +203,12 @@ class FrozenStack:
         while current is not None:
             code = current.f_code
             line = f"{PurePath(code.co_filename).name}:{current.f_lineno} in {code.co_qualname}"
+            line = line[:MAX_LINE_LENGTH]
             lines.append(line)
             if not where and not _is_standard_library(code.co_filename):
                 where = line
             current = current.f_back
-        return cls(where or lines[0], tuple(reversed(lines)))
+        return cls(where or lines[0], tuple(reversed(lines[:MAX_LINES])))
 
 
 def _is_standard_library(filename: str) -> bool:

@@ -9,9 +9,10 @@ import stat
 from pathlib import Path
 
 from semibot.errors import ConfigError, DataDirectoryInUse
+from semibot.ports import Disk
 
 
-def claim_directory(database: Path) -> int:
+def claim_directory(database: Path, disk: Disk) -> int:
     """Make the directory of *database*, take its lock, and make the file if it is missing.
 
     The files are for their owner only (0600), and so is the directory (0700) if it is new,
@@ -20,6 +21,7 @@ def claim_directory(database: Path) -> int:
 
     Args:
         database: The database file.
+        disk: What makes the directory last.
 
     Returns:
         The descriptor that holds the lock until it is closed.
@@ -30,7 +32,7 @@ def claim_directory(database: Path) -> int:
     """
     directory = database.parent
     try:
-        _make_private(directory, database)
+        _make_private(directory, database, disk)
         lock = _open_regular(directory / "lock")
         try:
             _take(lock, directory)
@@ -64,12 +66,23 @@ def find_holder(directory: Path) -> DataDirectoryInUse | None:
     return None
 
 
-def _make_private(directory: Path, database: Path) -> None:
+def _make_private(directory: Path, database: Path, disk: Disk) -> None:
+    missing = [each for each in (directory, *directory.parents) if not each.exists()]
     directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+    for made in reversed(missing):  # SQLite syncs only the directory that its files are in
+        _sync_names(made.parent, disk)
     if database.exists() or not any(directory.iterdir()):
         directory.chmod(0o700)
     elif directory.stat().st_mode & (stat.S_IWGRP | stat.S_IWOTH):
         raise PermissionError(errno.EPERM, "others may write there")
+
+
+def _sync_names(directory: Path, disk: Disk) -> None:
+    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        disk.sync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def _take(lock: int, directory: Path) -> None:

@@ -175,12 +175,22 @@ def tail_start(db: Database, session_id: str) -> tuple[int, int] | None:
 
 
 def term_end(db: Database, session_id: str, term: int) -> int:
-    """See :meth:`~semibot.store.base.Store.term_end`."""
-    row = db.one(
-        "SELECT coalesce(max(seq), 0) AS seq FROM events WHERE session_id = ? AND term = ?",
-        (session_id, term),
-    )
-    return 0 if row is None else row.integer("seq")
+    """See :meth:`~semibot.store.base.Store.term_end`.
+
+    Found by bisection: terms never fall from one number to the next, and an index of them
+    would cost every event of every session as much as its own row does.
+    """
+    session = find_session(db, session_id)
+    if session is None:
+        return 0
+    first, last = 0, session.last_seq  # the end is among these; 0 stands for none
+    while first < last:
+        middle = (first + last + 1) // 2
+        if _term_of(db, session, middle) <= term:
+            first = middle
+        else:
+            last = middle - 1
+    return first if first and _term_of(db, session, first) == term else 0
 
 
 def read_events(

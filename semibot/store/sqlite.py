@@ -30,7 +30,7 @@ from semibot.config.deadlines import Deadlines
 from semibot.errors import ConfigError, StoreError
 from semibot.lifetimes import grace, open_services
 from semibot.logs import get_logger
-from semibot.ports import Ports
+from semibot.ports import Disk, Ports
 from semibot.store._database import Database, Row, SqlValue
 from semibot.store._directory import claim_directory
 from semibot.store._migrations import Migration, read_migrations
@@ -56,6 +56,10 @@ MAX_WAL_BYTES: Final = 64 * 1024 * 1024
 """What a write-ahead log is cut back to after a checkpoint."""
 
 
+LOG_PIECE: Final = 1024 * 1024
+"""How much of a log is read and written at once, in bytes."""
+
+
 @asynccontextmanager
 async def open_sqlite_store(
     path: Path, *, ports: Ports, deadlines: Deadlines, takes_lock: bool = True
@@ -69,7 +73,7 @@ async def open_sqlite_store(
 
     Args:
         path: The database file; its directory is made if missing, and private to its owner.
-        ports: Threads (limiters ``store``, capacity 1, and ``store.read``) and wall clock.
+        ports: Threads (limiters ``store``, capacity 1, and ``store.read``), disk and wall clock.
         deadlines: ``store_commit`` bounds opening, every transaction, and closing.
         takes_lock: False opens the database beside the host that has the directory, for a
             change or two: the file must exist and be up to date, and its log stays as it is.
@@ -85,7 +89,7 @@ async def open_sqlite_store(
     """
     seconds = deadlines.store_commit
     clock = StoreClock(ports)
-    engine = _Engine(path, seconds, takes_lock=takes_lock)
+    engine = _Engine(path, ports.disk, seconds, takes_lock=takes_lock)
     writer = GroupWriter(engine.commit, ports=ports, clock=clock, seconds=seconds)
     readers = Readers(engine.connect_reader, ports=ports, clock=clock, seconds=seconds)
 
@@ -120,8 +124,9 @@ class _Engine:
     blocks: it closes everything at once, or leaves that to the thread that has it in use.
     """
 
-    def __init__(self, path: Path, seconds: float, *, takes_lock: bool) -> None:
+    def __init__(self, path: Path, disk: Disk, seconds: float, *, takes_lock: bool) -> None:
         self._path = path
+        self._disk = disk
         self._takes_lock = takes_lock
         self._busy_ms = int(seconds * 500)
         self._in_use = threading.Lock()
@@ -166,10 +171,11 @@ class _Engine:
         with self._using():
             self._path = self._path.absolute()  # whatever the program's directory is later
             if self._takes_lock:
-                self._lock = claim_directory(self._path)
+                self._lock = claim_directory(self._path, self._disk)
             try:
                 self._writer = self._connect()
                 if self._takes_lock:
+                    self._renew_log(self._writer)
                     _migrate(self._writer, read_migrations(), self._path)
                 else:
                     _check_version(self._writer, read_migrations()[-1].version, self._path)
@@ -191,7 +197,9 @@ class _Engine:
             self._release()
 
     def _connect(self) -> apsw.Connection:
-        connection = apsw.Connection(str(self._path), flags=apsw.SQLITE_OPEN_READWRITE)
+        connection = apsw.Connection(
+            str(self._path), flags=apsw.SQLITE_OPEN_READWRITE, vfs=self._disk.sqlite_vfs
+        )
         try:
             connection.set_busy_timeout(self._busy_ms)
             if not self._takes_lock:  # the log is for its host to move
@@ -208,6 +216,25 @@ class _Engine:
             _close(connection)
             raise
         return connection
+
+    def _renew_log(self, connection: apsw.Connection) -> None:
+        """Bring the commits to the disk that an earlier host has left in the log.
+
+        A host that was killed while it committed may have left a commit in the operating
+        system's memory only. We see it, so it has to outlive a loss of power from now on. It is
+        written again, because a system that has failed to write a page takes it for written.
+        """
+        connection.execute("BEGIN IMMEDIATE")  # so that nobody else writes to the log
+        flags = apsw.SQLITE_OPEN_WAL | apsw.SQLITE_OPEN_READWRITE
+        log_file = apsw.VFSFile(self._disk.sqlite_vfs or "", f"{self._path}-wal", [flags, 0])
+        try:
+            for offset in range(0, log_file.xFileSize(), LOG_PIECE):
+                size = min(LOG_PIECE, log_file.xFileSize() - offset)
+                log_file.xWrite(log_file.xRead(size, offset), offset)
+            log_file.xSync(apsw.SQLITE_SYNC_NORMAL)
+        finally:
+            log_file.xClose()
+            connection.execute("ROLLBACK")
 
     def connect_reader(self) -> _Reader:
         """Open a connection that cannot write."""

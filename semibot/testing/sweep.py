@@ -1,17 +1,20 @@
-"""Cancel a scenario at every step it takes, and look at what is left each time.
+"""Cancel a scenario at every step it takes, or break its streams, and look at what is left.
 
 A step is what one task does between two checkpoints. The scenario runs once for every
-``k``, each time on a fresh Trio loop with a mock clock, and its scope is cancelled just
-before the ``k``-th step, until it gets through without being reached.
+``k``, each time on a fresh Trio loop, and its scope is cancelled just before the ``k``-th
+step, until it gets through without being reached. The other sweep breaks a stream at its
+``k``-th use. All of that is done for each seed, which decides the order in which Trio runs
+tasks.
 """
 
 from __future__ import annotations
 
 import contextvars
-import gc
-import warnings
-from collections.abc import Awaitable, Callable
-from typing import Final, final
+import itertools
+from collections import Counter
+from collections.abc import Awaitable, Callable, Generator, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Final, cast, final
 
 import attrs
 import trio
@@ -19,10 +22,27 @@ import trio.testing
 
 from semibot.errors import SemibotError
 
+from ._leftovers import (
+    adopted_grandchildren,
+    find_leftovers,
+    heard_complaints,
+    only_new_garbage,
+    take_stock,
+)
+from .faulty import FaultPlan, follow
+from .scheduling import seeded_scheduler
+
 MAX_STEPS: Final = 5000
 """Most steps of a scenario; one that takes more does not end."""
 
-_in_scenario: contextvars.ContextVar[bool] = contextvars.ContextVar("semibot_sweep", default=False)
+HANGS_AFTER: Final = 3600.0
+"""After how long a run counts as hanging, in seconds of the mock clock."""
+
+HANGS_REALLY_AFTER: Final = 60.0
+"""The same for scenarios with real children, in seconds."""
+
+Scenario = Callable[[], Awaitable[object]]
+Audit = Callable[[], str | None]
 
 
 @attrs.frozen(kw_only=True)
@@ -30,95 +50,342 @@ class SweepReport:
     """What a sweep found."""
 
     cancel_points: int
-    """Steps at which the scenario was cancelled."""
+    """Steps at which the scenario was cancelled, of all seeds together."""
+    points_by_seed: Mapping[int, int]
+    """The same for each seed."""
     problems: tuple[str, ...]
-    """What was left or went wrong, with the step; empty if all is well."""
+    """What was left or went wrong, with the seed and the step; empty if all is well."""
     longest: float
-    """Longest that an ending took after its cancel, in seconds of the mock clock."""
+    """Longest that an ending took after its cancel, in seconds of the scenario's clock."""
+
+
+@attrs.frozen(kw_only=True)
+class FaultReport:
+    """What a sweep with broken streams found."""
+
+    errors: int
+    """Errors that were injected, of all seeds together."""
+    errors_by_seed: Mapping[int, int]
+    """The same for each seed."""
+    outcomes: Mapping[str, int]
+    """How often the scenario got through, as ``done``, or raised which error."""
+    problems: tuple[str, ...]
+    """What was left or went wrong, with the seed and the operation; empty if all is well."""
+    longest: float
+    """Longest that the scenario went on after its error, in seconds of its clock."""
 
 
 class SweepDidNotEnd(SemibotError):
     """Raised when a scenario takes more than 5000 steps."""
 
 
+# --- what is cancelled -------------------------------------------------------------------
+
+
+@final
+@attrs.define(eq=False)
+class _Part:
+    """What a cancel ends: the whole scenario, or a block of it."""
+
+    scope: trio.CancelScope = attrs.field(factory=trio.CancelScope)
+    is_block: bool = False
+    ended_at: float | None = None
+
+
+_part: contextvars.ContextVar[_Part | None] = contextvars.ContextVar("semibot_sweep", default=None)
+
+
+@contextmanager
+def cut_here() -> Generator[trio.CancelScope]:
+    """Say that only this block of a scenario is to be cancelled, and only its steps count.
+
+    What is around it lives on: a peer that goes on talking, a reader that looks at the end.
+    The bound of the sweep counts until the block ends. Outside of a sweep it is a plain scope.
+
+    Yields:
+        The scope that a sweep cancels.
+    """
+    part = _Part(is_block=True)
+    outer = _part.get()
+    _part.set(part)
+    try:
+        with part.scope:
+            yield part.scope
+    finally:
+        part.ended_at = trio.current_time()
+        _part.set(outer)
+
+
 @final
 class _CancelAt(trio.abc.Instrument):
-    def __init__(self, step: int) -> None:
+    """Cancels before a step; counts the steps of blocks only, if the scenario has any."""
+
+    def __init__(self, step: int, *, blocks_only: bool) -> None:
         self.step = step
+        self.blocks_only = blocks_only
         self.count = 0
-        self.scope = trio.CancelScope()
-        self.cancelled_at: float | None = None
+        self.has_blocks = False
+        self.cancelled: _Part | None = None
+        self.cancelled_at = 0.0
+        self.where = ""
 
     def before_task_step(self, task: trio.lowlevel.Task) -> None:
-        if not task.context.get(_in_scenario, False):
+        part = task.context.get(_part)
+        if part is None:
+            return
+        self.has_blocks = self.has_blocks or part.is_block
+        if self.blocks_only and not part.is_block:
             return
         self.count += 1
         if self.count == self.step:
+            self.cancelled = part
             self.cancelled_at = trio.current_time()
-            self.scope.cancel(f"step {self.step}")
+            self.where = task.name.rpartition(".")[2]
+            part.scope.cancel(f"step {self.step}")
+
+
+# --- one run -----------------------------------------------------------------------------
+
+
+@final
+@attrs.define(eq=False)
+class _Run:
+    """One run of a scenario, and how it went."""
+
+    scenario: Scenario
+    audit: Audit
+    seed: int
+    mock_clock: bool
+    threads: int
+    allowed: tuple[type[Exception], ...] = ()
+    """Errors that the scenario may end with."""
+    problems: list[str] = attrs.field(factory=list[str])
+    outcome: str = "done"
+    whole: _Part = attrs.field(factory=_Part)
+
+    def play(self, *, instrument: _CancelAt | None = None, plan: FaultPlan | None = None) -> None:
+        """Run the scenario on a fresh loop and look at what it leaves."""
+        before = take_stock()
+        clock = trio.testing.MockClock(autojump_threshold=0) if self.mock_clock else None
+        instruments = [] if instrument is None else [instrument]
+        with heard_complaints() as complaints, seeded_scheduler(self.seed):
+            try:
+                trio.run(self._main, plan, clock=clock, instruments=instruments)
+            except (Exception, trio.Cancelled) as exc:  # noqa: ASYNC103,BLE001 - whatever it is, it is a finding
+                complaints.append(f"the loop raised {exc!r}")
+        self.problems += complaints
+        self.problems += find_leftovers(before, threads=self.threads)
+        left = self.audit()
+        if left:
+            self.problems.append(left)
+
+    async def _main(self, plan: FaultPlan | None) -> None:
+        is_done = trio.Event()
+        others = set(_tasks_below(trio.lowlevel.current_root_task()))
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._body, plan, is_done)
+            with trio.move_on_after(HANGS_AFTER if self.mock_clock else HANGS_REALLY_AFTER):
+                await is_done.wait()
+            left = set(_tasks_below(trio.lowlevel.current_root_task())) - others
+            if left:
+                names = ", ".join(sorted(task.name for task in left))
+                did = "are left" if is_done.is_set() else "hang"
+                self.problems.append(f"tasks {did}: {names}")
+                _end(left)
+            nursery.cancel_scope.cancel("the run is over")
+
+    async def _body(self, plan: FaultPlan | None, is_done: trio.Event) -> None:
+        try:
+            with self.whole.scope:
+                _part.set(self.whole)
+                if plan is not None:
+                    follow(plan)
+                await trio.lowlevel.checkpoint()
+                await self.scenario()
+        except Exception as exc:  # noqa: BLE001 - kept as text: its frames would keep what they hold
+            self._judge(exc)
+        finally:
+            self.whole.ended_at = trio.current_time()
+            is_done.set()
+
+    def _judge(self, exc: Exception) -> None:
+        leaves = list(_leaves(exc))
+        self.outcome = " and ".join(sorted({type(leaf).__name__ for leaf in leaves}))
+        if not all(isinstance(leaf, self.allowed) for leaf in leaves):
+            self.problems.append(f"raised {exc!r}{_origin(leaves[0])}")
+
+    def check_bound(self, seconds: float, within: float) -> None:
+        if seconds > within + 1e-6:
+            self.problems.append(f"took {seconds:.3f} s to end, {within:.3f} s is the bound")
+
+
+def _leaves(exc: BaseException) -> Iterator[BaseException]:
+    if isinstance(exc, BaseExceptionGroup):
+        for each in cast("BaseExceptionGroup[BaseException]", exc).exceptions:
+            yield from _leaves(each)
+    else:
+        yield exc
+
+
+def _origin(exc: BaseException) -> str:
+    """Return where an error was raised, in words."""
+    traceback = exc.__traceback__
+    if traceback is None:
+        return ""
+    while traceback.tb_next is not None:
+        traceback = traceback.tb_next
+    code = traceback.tb_frame.f_code
+    return f" in {code.co_qualname} ({code.co_filename.rpartition('/')[2]}:{traceback.tb_lineno})"
+
+
+def _tasks_below(root: trio.lowlevel.Task | None) -> Iterator[trio.lowlevel.Task]:
+    if root is None:
+        return
+    yield root
+    for nursery in root.child_nurseries:
+        for task in nursery.child_tasks:
+            yield from _tasks_below(task)
+
+
+def _end(tasks: set[trio.lowlevel.Task]) -> None:
+    """Cancel every scope that a task is in, so that even one behind a shield ends."""
+    for task in tasks:
+        status = task._cancel_status
+        while status._parent is not None:
+            status._scope.cancel("a sweep gives up")
+            status = status._parent
+
+
+# --- the sweeps --------------------------------------------------------------------------
 
 
 def cancel_everywhere(
-    scenario: Callable[[], Awaitable[object]],
+    scenario: Scenario,
     *,
-    audit: Callable[[], str | None] = lambda: None,
+    audit: Audit = lambda: None,
     mock_clock: bool = True,
+    seeds: Sequence[int] = (0,),
+    within: float | None = None,
+    threads: int = 0,
 ) -> SweepReport:
     """Cancel *scenario* at its first step, its second, and so on, until it gets through.
 
-    After each run there must be no exception but the cancellation, no task left in the
-    scenario's nursery, no ``ResourceWarning`` or ``RuntimeWarning``, and nothing that
-    *audit* finds.
+    After each run there must be no exception but the cancellation; no task, descriptor,
+    child (zombies and adopted grandchildren too) or thread that was not there before; no
+    ``ResourceWarning``, ``RuntimeWarning`` or exception that nobody could catch; and nothing
+    that *audit* finds. With :func:`cut_here` a scenario says that only a part of it is cancelled.
 
     Args:
         scenario: What to run; called afresh each time.
         audit: Looks at what is left, after each run; returns a problem or None.
         mock_clock: Whether time jumps; False for scenarios with real children.
+        seeds: Orders in which Trio runs tasks; the whole sweep is done for each.
+        within: Longest that an ending may take after its cancel, in seconds of the
+            scenario's clock; None leaves it to the caller to look at ``longest``.
+        threads: How many threads a run may leave: those that it abandons on purpose.
 
     Raises:
         SweepDidNotEnd: If the scenario never gets through.
     """
     problems: list[str] = []
+    points: dict[int, int] = {}
     longest = 0.0
-    for step in range(1, MAX_STEPS):
-        instrument = _CancelAt(step)
-        found, seconds = _run_once(scenario, instrument, mock_clock=mock_clock)
-        left = audit()
-        problems += [f"step {step}: {text}" for text in (*found, *((left,) if left else ()))]
-        longest = max(longest, seconds)
-        if instrument.cancelled_at is None:
-            return SweepReport(cancel_points=step - 1, problems=tuple(problems), longest=longest)
-    raise SweepDidNotEnd(f"the scenario takes more than {MAX_STEPS} steps")
+    with only_new_garbage(), _adoption(mock_clock):
+        for seed in seeds:
+            blocks_only = False
+            for step in itertools.count():  # step 0 never comes: that run is not cancelled
+                instrument = _CancelAt(step, blocks_only=blocks_only)
+                run = _Run(scenario, audit, seed, mock_clock, threads)
+                run.play(instrument=instrument)
+                blocks_only = instrument.has_blocks if step == 0 else blocks_only
+                part = instrument.cancelled
+                where = f"seed {seed}, not cancelled"
+                if part is not None:
+                    where = f"seed {seed}, step {step} ({instrument.where})"
+                    seconds = (part.ended_at or 0.0) - instrument.cancelled_at
+                    longest = max(longest, seconds)
+                    if within is not None:
+                        run.check_bound(seconds, within)
+                problems += [f"{where}: {text}" for text in run.problems]
+                if step and part is None:
+                    points[seed] = step - 1
+                    break
+                if step >= MAX_STEPS:
+                    raise SweepDidNotEnd(f"the scenario takes more than {MAX_STEPS} steps")
+    return SweepReport(
+        cancel_points=sum(points.values()),
+        points_by_seed=points,
+        problems=tuple(dict.fromkeys(problems)),
+        longest=longest,
+    )
 
 
-def _run_once(
-    scenario: Callable[[], Awaitable[object]], instrument: _CancelAt, *, mock_clock: bool
-) -> tuple[list[str], float]:
-    async def main() -> float:
-        async with trio.open_nursery() as nursery:  # noqa: ASYNC112 - it sees tasks that are left
-            nursery.start_soon(body)
-        ended = trio.current_time()
-        return 0.0 if instrument.cancelled_at is None else ended - instrument.cancelled_at
+def fail_everywhere(
+    scenario: Scenario,
+    *,
+    audit: Audit = lambda: None,
+    mock_clock: bool = True,
+    seeds: Sequence[int] = (0,),
+    within: float | None = None,
+    threads: int = 0,
+    allowed: tuple[type[Exception], ...] = (SemibotError,),
+) -> FaultReport:
+    """Break a stream at its first use in *scenario*, at its second, and so on.
 
-    async def body() -> None:
-        with instrument.scope:
-            _in_scenario.set(True)
-            await trio.lowlevel.checkpoint()
-            await scenario()
+    Streams are those of :func:`semibot.testing.faulty_ports` and
+    :class:`semibot.testing.FaultyStream`: reading and writing raise
+    ``trio.BrokenResourceError``, before or after it was done, connecting, listening, accepting
+    and starting a child raise ``OSError``. Afterwards the same must hold as after
+    :func:`cancel_everywhere`, but the scenario has to get through or to raise an error that
+    is allowed.
 
-    clock = trio.testing.MockClock(autojump_threshold=0) if mock_clock else None
+    Args:
+        scenario: What to run; called afresh each time.
+        audit: Looks at what is left, after each run; returns a problem or None.
+        mock_clock: Whether time jumps; False for scenarios with real children.
+        seeds: As for :func:`cancel_everywhere`. Odd operations fail late with even seeds,
+            and the other way round.
+        within: Longest that the scenario may go on after the error, in seconds of its clock.
+        threads: How many threads a run may leave: those that it abandons on purpose.
+        allowed: Errors that the scenario may end with, also in groups.
+
+    Raises:
+        SweepDidNotEnd: If the scenario never gets through.
+    """
     problems: list[str] = []
-    seconds = 0.0
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        try:
-            seconds = trio.run(main, clock=clock, instruments=[instrument])
-        except Exception as exc:  # noqa: BLE001 - whatever it is, it is a finding
-            problems.append(f"raised {exc!r}")
-        gc.collect()
-    problems += [
-        f"warned {warning.message}"
-        for warning in caught
-        if issubclass(warning.category, ResourceWarning | RuntimeWarning)
-    ]
-    return problems, seconds
+    errors: dict[int, int] = {}
+    outcomes: Counter[str] = Counter()
+    longest = 0.0
+    with only_new_garbage(), _adoption(mock_clock):
+        for seed in seeds:
+            errors[seed] = 0
+            for target in itertools.count(1):
+                plan = FaultPlan(target, bool((target + seed) % 2))
+                run = _Run(scenario, audit, seed, mock_clock, threads, allowed)
+                run.play(plan=plan)
+                where = f"seed {seed}, no error"
+                if plan.failed_at is not None:
+                    errors[seed] += 1
+                    outcomes[run.outcome] += 1
+                    late = ", late" if plan.is_late else ""
+                    where = f"seed {seed}, operation {target} ({plan.where}{late})"
+                    seconds = (run.whole.ended_at or 0.0) - plan.failed_at
+                    longest = max(longest, seconds)
+                    if within is not None:
+                        run.check_bound(seconds, within)
+                problems += [f"{where}: {text}" for text in run.problems]
+                if plan.count < target:
+                    break
+                if target >= MAX_STEPS:
+                    raise SweepDidNotEnd(f"the scenario uses streams more than {MAX_STEPS} times")
+    return FaultReport(
+        errors=sum(errors.values()),
+        errors_by_seed=errors,
+        outcomes=outcomes,
+        problems=tuple(problems),
+        longest=longest,
+    )
+
+
+def _adoption(mock_clock: bool) -> AbstractContextManager[None]:
+    return nullcontext() if mock_clock else adopted_grandchildren()

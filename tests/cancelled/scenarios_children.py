@@ -246,7 +246,7 @@ class MemoryBridge:
                 pass
 
     def end(self, status: int) -> None:
-        if not self.has_ended.is_set():
+        if self.behaviour != "deaf" and not self.has_ended.is_set():
             self.status = status
             self.stdout.put_eof()
             self.stderr.put_eof()
@@ -257,6 +257,8 @@ class MemoryBridge:
         return self.status
 
     def signal_group(self, signum: int) -> None:
+        if signum == signal.SIGKILL:
+            self.behaviour = "dead"
         if signum in (signal.SIGTERM, signal.SIGKILL):
             self.end(-signum)
 
@@ -324,6 +326,11 @@ async def cancel_a_bridge(trial: Trial) -> None:
     await talk(trial, bridge_ports(trial, "hangs", "answers"), messages=2, cancel=True)
 
 
+async def cancel_a_deaf_bridge(trial: Trial) -> None:
+    """Cancel a run of a bridge that ends on nothing but SIGKILL."""
+    await talk(trial, bridge_ports(trial, "deaf", "answers"), messages=2, cancel=True)
+
+
 async def cancel_a_run_of_a_bridge(trial: Trial) -> None:
     """Cancel a run of a bridge that knows runs, and goes on."""
     ports = bridge_ports(trial, "hangs", features=FEATURES)
@@ -372,6 +379,7 @@ IN_MEMORY: Final = [
     ("asks, answers and is closed", ask_a_bridge),
     ("exits in the middle of a run", lose_a_bridge),
     ("is stopped by a cancel", cancel_a_bridge),
+    ("is deaf to everything but SIGKILL", cancel_a_deaf_bridge),
     ("confirms a cancel", cancel_a_run_of_a_bridge),
 ]
 

@@ -56,6 +56,10 @@ class Case:
     """Where that bound comes from: fields of ``Deadlines``, or why there is nothing to wait for."""
     is_real: bool = False
     """Whether children, threads or sockets are real, so that time is too."""
+    threads: int = 0
+    """How many threads a run may leave: those that it abandons on purpose."""
+    errors_within: float | None = None
+    """How long it may go on after a stream broke, in seconds; None if it uses none that breaks."""
 
     def bind(self) -> tuple[Callable[[], Awaitable[object]], Callable[[], str | None]]:
         """Return the scenario and the audit for :func:`semibot.testing.cancel_everywhere`."""

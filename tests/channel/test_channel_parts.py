@@ -52,11 +52,13 @@ async def test_a_heartbeat_tells_what_was_worst_since_the_last_one(autojump_cloc
     health = vitals.Vitals(watchdog, is_simulated=False)
     health.note_lag(0.5)
     health.note_lag(0.25)
-    watchdog.worst_block = LoopBlock(seconds=2.5, where="a.py:1 in f", stack=())
+    watchdog.record(0.1, LoopBlock(seconds=2.5, where="a.py:1 in f", stack=("b", "a")))
+    watchdog.record(0.1, LoopBlock(seconds=1.5, where="a.py:9 in g", stack=()))
     beat = health.heartbeat(("s1",), 2)
     assert beat.lag_ms == 500
     assert beat.blocked is not None
     assert (beat.blocked.seconds, beat.blocked.where) == (2.5, "a.py:1 in f")
+    assert beat.blocked.stack == ("b", "a")
     assert beat.rss_bytes is not None
     assert beat.rss_bytes > 2**20
     assert beat.sent_at == trio.current_time()

@@ -24,8 +24,10 @@ from semibot.errors import (
     StoreError,
 )
 from semibot.host.app import make_app
+from semibot.host.liveness import Pulses
 from semibot.host.metrics import Metrics
 from semibot.host.relay import Relay
+from semibot.observe.standstill import Standstill
 from semibot.secret import Secret
 from semibot.security.principals import Principals
 from semibot.security.tokens import Tokens
@@ -284,6 +286,7 @@ class FakeLinks:
 
     def __init__(self) -> None:
         self.served: list[str] = []
+        self.pulses = Pulses(Standstill(), Deadlines(), Metrics())
 
     async def serve_socket(self, scope, receive, send) -> None:
         self.served.append(scope["path"])

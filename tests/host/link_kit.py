@@ -34,6 +34,14 @@ async def quiet() -> None:
     await trio.testing.wait_all_tasks_blocked()
 
 
+async def pass_time(clock: trio.testing.MockClock, seconds: float) -> None:
+    """Let time pass as it does; one jump would mean that the host stood still meanwhile."""
+    while seconds > 0:
+        clock.jump(min(1.0, seconds))
+        seconds -= 1.0
+        await quiet()
+
+
 class BrokenStore:
     """The real store, with a switch that makes commits of what VMs say fail."""
 

@@ -14,6 +14,7 @@ from trio.testing import MockClock
 
 from semibot.errors import LinkFenced, StoreError
 from semibot.host.intake import OVERHEAD, InputBudget, Intake, adopt_tail
+from semibot.host.pace import BUSY, REST, WINDOW
 from semibot.store.base import (
     CommandsDone,
     EventsIn,
@@ -106,6 +107,28 @@ async def test_one_commit_takes_everything_grouped_by_session(mock_clock: MockCl
         assert len(kit.store.commits) == 2
         nursery.cancel_scope.cancel()
     assert kit.budget.used == 0
+
+
+async def test_who_pours_events_out_is_committed_in_larger_groups(
+    autojump_clock: MockClock,
+) -> None:
+    kit = Kit()
+    many = int(BUSY * WINDOW) + 1
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(kit.intake.serve)
+        for seq in range(1, many + 1):
+            kit.event(seq)
+        await trio.testing.wait_all_tasks_blocked()
+        assert len(kit.store.commits) == 1
+        for seq in (many + 1, many + 2):
+            kit.event(seq)
+            await trio.testing.wait_all_tasks_blocked()
+        assert len(kit.store.commits) == 1
+        await trio.sleep(REST)
+        await trio.testing.wait_all_tasks_blocked()
+        assert shape(kit.store.commits[1]) == [("s1", 1, [many + 1, many + 2])]
+        assert trio.current_time() == pytest.approx(REST)
+        nursery.cancel_scope.cancel()
 
 
 async def test_what_comes_during_a_commit_goes_into_the_next_one(mock_clock: MockClock) -> None:

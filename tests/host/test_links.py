@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from link_kit import DEADLINES, Plane, Vm, open_plane
+from link_kit import DEADLINES, Plane, Vm, open_plane, pass_time
 from trio.testing import MockClock
 
 from semibot.errors import StoreError
@@ -371,7 +371,7 @@ async def test_a_vm_is_lost_after_silence_and_not_before(
         vm = await started(plane)
         vm.hang_up()
         await vm.wait_closed()
-        mock_clock.jump(119)
+        await pass_time(mock_clock, 119)
         await plane.quiet()
         assert (await plane.store.get_run("r1")).outcome is None
         mock_clock.jump(1.1)
@@ -406,11 +406,11 @@ async def test_silence_is_counted_anew_from_the_start_of_the_host(
     async with open_plane(tmp_path) as plane:
         plane.store.error, plane.store.failing = StoreError("full"), {"lose_vm"}
         await plane.quiet()
-        mock_clock.jump(120.1)
+        await pass_time(mock_clock, 120.1)
         await plane.quiet()
         assert (await plane.store.get_run("r1")).outcome is None
         plane.store.failing = set()
-        mock_clock.jump(5.1)  # is tried again
+        await pass_time(mock_clock, 5.1)  # is tried again
         await plane.quiet()
         assert (await plane.store.get_run("r1")).outcome == "interrupted"
 
@@ -426,7 +426,7 @@ async def test_a_new_process_that_is_starting_stays_so_when_the_old_one_is_lost(
         vm.hang_up()
         await vm.wait_closed()
         await plane.store.set_vm_status("vm-ann", "provisioning")
-        mock_clock.jump(121)
+        await pass_time(mock_clock, 121)
         await plane.quiet()
         assert (await plane.store.get_run("r1")).outcome == "interrupted"
         assert (await plane.store.newest_vm("ann")).status == "provisioning"
@@ -440,7 +440,7 @@ async def test_a_row_that_is_history_is_not_lost_again(
         vm.hang_up()
         await vm.wait_closed()
         await plane.store.set_vm_status("vm-ann", "terminated")
-        mock_clock.jump(121)
+        await pass_time(mock_clock, 121)
         await plane.quiet()
         assert "lose_vm" not in plane.store.calls
         await lose(plane)  # nothing either

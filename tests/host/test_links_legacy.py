@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from link_kit import Plane, Vm, open_plane
+from link_kit import Plane, Vm, open_plane, pass_time
 from trio.testing import MockClock
 
 from semibot.errors import StoreError
@@ -388,7 +388,7 @@ async def test_a_level_1_vm_that_is_lost_leaves_interrupted_runs(
         vm = await busy(plane)
         vm.hang_up()
         await vm.wait_closed()
-        mock_clock.jump(121)
+        await pass_time(mock_clock, 121)
         await plane.quiet()
         assert (await plane.store.get_run("r1")).outcome == "interrupted"
         again = await plane.up_legacy()

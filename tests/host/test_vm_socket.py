@@ -9,7 +9,7 @@ from typing import Any
 import attrs
 import pytest
 import trio
-from link_kit import DEADLINES, KEY, Plane, Vm, open_plane
+from link_kit import DEADLINES, KEY, Plane, Vm, open_plane, pass_time
 from trio.testing import MockClock
 
 from semibot.errors import LinkFenced, StoreError
@@ -128,7 +128,7 @@ async def test_silence_before_auth_and_before_resume_is_bounded(
         )
         await half.hear("init")
         await plane.quiet()
-        mock_clock.jump(9)
+        await pass_time(mock_clock, 9)
         half.say(type="heartbeat", active_sessions=[])
         await plane.quiet()
         assert silent.closed is None
@@ -292,7 +292,7 @@ async def test_heartbeats_keep_a_link_and_silence_ends_it(
             await vm.hear("heartbeat")
         row = await plane.store.newest_vm("ann")
         assert row.last_heartbeat_at is not None
-        mock_clock.jump(30.1)
+        await pass_time(mock_clock, 30.1)
         assert await vm.wait_closed() == (4008, "silence")
         assert (await plane.store.newest_vm("ann")).status == "disconnected"
         assert plane.metrics.ws_connections_active.value() == 0

@@ -2,13 +2,25 @@
 
 from __future__ import annotations
 
+import gc
+import sys
 import threading
+import time
 
 import trio
 from trio.testing import MockClock
 
 from semibot.live import live_ports
-from semibot.observe.watchdog import Watchdog, open_watchdog
+from semibot.observe.watchdog import (
+    INTERVAL,
+    MAX_LINE_LENGTH,
+    MAX_LINES,
+    NOBODY,
+    FrozenStack,
+    LoopBlock,
+    Watchdog,
+    open_watchdog,
+)
 from semibot.testing import simulated_ports
 
 
@@ -37,6 +49,99 @@ async def test_a_block_is_reported_with_function_and_length() -> None:
     assert "hold_the_loop" in block.where
     assert any("test_a_block_is_reported" in line for line in block.stack)
     assert ports.threads.in_use() == {"watchdog": 0}
+
+
+async def test_whoever_asks_first_after_a_block_is_told_of_it() -> None:
+    async with open_watchdog(live_ports()) as watchdog:
+        tally, other = watchdog.tally(), watchdog.tally()
+        await watchdog.wait_beat()
+        hold_the_loop(watchdog)
+        # Nothing else has run on the loop since.
+        health = tally.take_worst()
+        assert health.worst_block is not None
+        assert "hold_the_loop" in health.worst_block.where
+        assert health.worst_lag >= health.worst_block.seconds - 0.001
+        await watchdog.wait_beat()
+        again = tally.take_worst()
+        assert again.worst_block is None
+        assert other.take_worst().worst_block == health.worst_block == watchdog.worst_block
+
+
+def test_each_reader_is_told_the_worst_since_it_asked_last() -> None:
+    watchdog = Watchdog()
+    tally = watchdog.tally()
+    short, long = (LoopBlock(seconds=s, where=f"{s}", stack=()) for s in (1.0, 9.0))
+    for block in (short, long, short):
+        watchdog.record(block.seconds, block)
+    watchdog.record(0.5, None)
+    health = tally.take_worst()
+    assert (health.worst_block, health.worst_lag) == (long, 9.0)
+    watchdog.record(1.0, short)
+    assert tally.take_worst().worst_block == short
+    assert tally.take_worst().worst_block is None
+    assert watchdog.worst_block == long
+
+
+def test_a_reader_that_is_gone_is_forgotten() -> None:
+    watchdog = Watchdog()
+    watchdog.tally()
+    gc.collect()
+    assert len(watchdog._tallies) == 0
+
+
+def test_a_process_that_stood_still_blames_nobody() -> None:
+    watchdog = Watchdog()  # whose thread slept, too
+    tally = watchdog.tally()
+    watchdog._beat = time.monotonic() - INTERVAL - 60
+    block = tally.take_worst().worst_block
+    assert block is not None
+    assert (block.where, block.stack) == (NOBODY, ())
+    assert 60 <= block.seconds < 61
+
+
+def test_a_thread_that_is_late_itself_looks_once_more_before_it_blames() -> None:
+    watchdog = Watchdog()
+    looks = []
+
+    class Stop:
+        def wait(self, seconds: float) -> bool:
+            looks.append(watchdog.has_seen_block)
+            if len(looks) == 1:
+                clock.sleep(60)
+            return len(looks) > 3
+
+    class Clock:
+        def __init__(self) -> None:
+            self.now = time.monotonic()
+
+        def sleep(self, seconds: float) -> None:
+            self.now += seconds
+
+        def monotonic(self) -> float:
+            self.now += INTERVAL
+            return self.now
+
+    clock = Clock()
+    watchdog._stop = Stop()
+    watchdog._clock = clock.monotonic
+    watchdog.watch()
+    assert looks == [False, False, True, True]
+
+
+def deep(levels: int) -> FrozenStack:
+    if levels:
+        return deep(levels - 1)
+    return FrozenStack.of(sys._getframe())
+
+
+def test_a_stack_is_bounded_and_names_only_functions() -> None:
+    secret = "sk-of-the-caller"
+    stack = deep(100)
+    assert len(stack.stack) == MAX_LINES
+    assert "in deep" in stack.where
+    assert all(line.startswith("test_watchdog.py:") for line in stack.stack)
+    assert all(len(line) <= MAX_LINE_LENGTH for line in stack.stack)
+    assert secret not in str(stack)
 
 
 async def test_a_loop_that_runs_is_not_reported() -> None:

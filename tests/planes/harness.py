@@ -94,7 +94,11 @@ def question(request: RecordedRequest) -> str:
 
 
 def obedient_model(request: RecordedRequest) -> ModelAnswer:
-    """Do what the message says: ``stream COUNT DELAY [SIZE]``, ``hang``, ``sleep MARK``."""
+    """Do what the message says.
+
+    ``stream COUNT DELAY [SIZE [MARK]]``, ``hang``, ``sleep MARK``, and ``append FILE COUNT
+    PAUSE MARK``: so many tool calls, each of which appends a line and then takes a while.
+    """
     words = question(request).split()
     if words[0] == "stream":
         width = int(words[3]) if len(words) > 3 else 0
@@ -105,7 +109,22 @@ def obedient_model(request: RecordedRequest) -> ModelAnswer:
     if words[0] == "sleep" and not any(m.role == "tool" for m in request.messages):
         program = "import time, sys; time.sleep(1000)"
         return call_tools(("run_command", {"argv": [sys.executable, "-c", program, words[1]]}))
+    if words[0] == "append":
+        return _append(request, *words[1:])
     return say("well")
+
+
+def _append(request: RecordedRequest, file: str, count: str, pause: str, mark: str) -> ModelAnswer:
+    done = 0
+    for message in reversed(request.messages):
+        if message.role == "user":
+            break
+        done += message.role == "tool"
+    if done == int(count):
+        return say("appended")
+    script = 'echo "$1" >> "$0"; sleep "$2"'
+    argv = ["/bin/sh", "-c", script, file, f"{mark}.{done}", pause]
+    return call_tools(("run_command", {"argv": argv}), prefix=f"append{done}")
 
 
 # --- a host ---------------------------------------------------------------------------
@@ -135,6 +154,15 @@ class Plane:
     @property
     def log(self) -> str:
         return (self.directory / "host.log").read_text()
+
+    @property
+    def vm_log_path(self) -> Path:
+        return self.directory / "vm.log"
+
+    @property
+    def vm_log(self) -> str:
+        """What the VM said that the user started last."""
+        return self.vm_log_path.read_text()
 
     # --- what can be asked ---
 
@@ -218,10 +246,13 @@ class Plane:
 
     async def restart(self) -> None:
         """Start the host again after its end, on the same port and the same data."""
+        await self.spawn()
+        await wait_listening(self.process, self.directory)
+
+    async def spawn(self) -> None:
+        """Begin to start the host again after its end, and do not wait until it listens."""
         await self.process.wait()
-        self.process, self.url = await _start(
-            self.directory, self.port, self.variables, self.command
-        )
+        self.process = await _spawn(self.directory, self.port, self.variables, self.command)
 
 
 @asynccontextmanager
@@ -265,14 +296,15 @@ async def open_plane(
                 done = await _run_program(directory, given, *make_token)
                 assert done.returncode == 0, done
                 token = done.stdout.decode().strip()
-            process, url = await _start(directory, 0, given, command)
+            process = await _spawn(directory, 0, given, command)
+            url = await wait_listening(process, directory)
             plane = Plane(directory, model, process, url, given, command, token)
             try:
                 yield plane
             except Exception as exc:
                 exc.add_note(plane.log[-6000:])
                 with suppress(OSError):
-                    exc.add_note((directory / "vm.log").read_text()[-6000:])
+                    exc.add_note(plane.vm_log[-6000:])
                 raise
             finally:
                 await _reap(plane.process)
@@ -280,15 +312,12 @@ async def open_plane(
         await end_all(str(directory))
 
 
-async def _start(
-    directory: Path,
-    port: int,
-    variables: Mapping[str, str],
-    command: tuple[str, ...],
-) -> tuple[trio.Process, str]:
+async def _spawn(
+    directory: Path, port: int, variables: Mapping[str, str], command: tuple[str, ...]
+) -> trio.Process:
     arguments = ("--port", str(port), "--data-dir", str(directory / "data"))
     with (directory / "host.log").open("ab") as log:
-        process = await trio.lowlevel.open_process(
+        return await trio.lowlevel.open_process(
             [
                 sys.executable,
                 *command,
@@ -304,6 +333,10 @@ async def _start(
             env=dict(variables),
             start_new_session=True,
         )
+
+
+async def wait_listening(process: trio.Process, directory: Path) -> str:
+    """Wait until a host that was started listens, and return its address."""
     said = ""
     try:
         async with process.stdout:
@@ -315,7 +348,7 @@ async def _start(
     except BaseException:
         await _reap(process)
         raise
-    return process, said.rpartition("listening on")[2].strip()
+    return said.rpartition("listening on")[2].strip()
 
 
 async def _run_program(
@@ -339,18 +372,32 @@ async def _reap(process: trio.Process) -> None:
 
 
 @asynccontextmanager
-async def open_external_vm(plane: Plane) -> AsyncGenerator[trio.Process]:
-    """Run a VM as users do, with a token; wait until its link is up."""
+async def open_external_vm(plane: Plane, *, url: str | None = None) -> AsyncGenerator[trio.Process]:
+    """Run a VM as users do, with a token; wait until its link is up.
+
+    Args:
+        plane: Whose VM it is.
+        url: Where it dials, if not straight to the host.
+    """
+    process = await spawn_external_vm(plane, url=url)
+    try:
+        await wait_linked(plane)
+        yield process
+    finally:
+        await _reap(process)
+
+
+async def spawn_external_vm(plane: Plane, *, url: str | None = None) -> trio.Process:
+    """Start a VM as users do, and do not wait for its link."""
     environment = {
         **{key: value for key, value in plane.variables.items() if not key.startswith("OPENAI")},
         "VM_TOKEN": plane.token,
         "SEMIBOT_STATE_DIR": str(plane.directory / "vm-state"),
         "SEMIBOT_WORKSPACE": str(plane.directory / "work"),
     }
-    log_path = plane.directory / "vm.log"
-    with log_path.open("wb") as log:
-        process = await trio.lowlevel.open_process(
-            [sys.executable, "-m", "semibot", "vm", "--url", plane.url, "--verbose"],
+    with plane.vm_log_path.open("wb") as log:
+        return await trio.lowlevel.open_process(
+            [sys.executable, "-m", "semibot", "vm", "--url", url or plane.url, "--verbose"],
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=log,
@@ -358,12 +405,12 @@ async def open_external_vm(plane: Plane) -> AsyncGenerator[trio.Process]:
             env=environment,
             start_new_session=True,
         )
-    try:
-        assert await seconds_until(lambda: "link is up" in log_path.read_text()) is not None
-        await wait_vm(plane, mode="external")
-        yield process
-    finally:
-        await _reap(process)
+
+
+async def wait_linked(plane: Plane) -> None:
+    """Wait until the VM that was started last has its link."""
+    assert await seconds_until(lambda: "link is up" in plane.vm_log) is not None, plane.vm_log
+    await wait_vm(plane, mode="external")
 
 
 async def wait_vm(plane: Plane, *, status: str = "ready", mode: str = "local") -> None:

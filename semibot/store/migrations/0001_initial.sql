@@ -127,7 +127,6 @@ CREATE TABLE events (
     data       TEXT NOT NULL,
     PRIMARY KEY (session_id, seq)
 ) STRICT, WITHOUT ROWID;
-CREATE INDEX events_of_term ON events (session_id, term, seq);
 
 -- What is to be done by a VM. `position` is the order per session.
 CREATE TABLE commands (

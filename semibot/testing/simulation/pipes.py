@@ -84,6 +84,8 @@ class Pipe:
         """Is told once that something does not arrive because the pipe is clogged."""
         self.on_take: Callable[[], None] | None = None
         """Is told that something arrived."""
+        self.full_at: float = -1.0
+        """When it was last full, on Trio's clock; -1 before the first time."""
         self.received_at: float = 0.0
         """When something last arrived, on Trio's clock."""
         self._changes = trio.lowlevel.ParkingLot()
@@ -128,6 +130,8 @@ class Pipe:
             if again is not None:
                 self._chunks.append((self._due(), again))
                 self._size += len(again)
+        if self.room <= 0:
+            self.full_at = trio.current_time()
         self._note_hold()
         self.changed()
 

@@ -8,12 +8,15 @@ from typing import Final, TypeVar, TypeVarTuple, final
 
 import trio
 
+from semibot.lifetimes import grace
+
 from .pipes import Machine
 
 T = TypeVar("T")
 Ts = TypeVarTuple("Ts")
 
 _ON_DISK: Final = frozenset({"store", "files"})
+_LONGEST: Final = 60.0
 
 
 @final
@@ -71,31 +74,40 @@ class SimulatedThreads:
         abandon_on_cancel: bool = False,
         on_exit: Callable[[], None] | None = None,
     ) -> T:
-        """Run ``fn(*args)`` between two waits."""
-        # A thread is not cancelled, unless its caller may leave it behind. This is what
-        # trio.to_thread does, so it is bounded by what the caller promises.
-        with trio.CancelScope(shield=not abandon_on_cancel):
-            is_abandoned = False
-            is_commit = limiter == "store"
-            if not self._machine.is_dead:
-                if is_commit:
-                    self._drive.note_commit("begun")
-                try:
-                    await trio.sleep(self._draw_delay(limiter))
-                except trio.Cancelled:  # the thread that was left behind goes on all the same
-                    is_abandoned = True
+        """Run ``fn(*args)`` between two waits. A kill may hit either."""
+        is_commit = limiter == "store"
+        if abandon_on_cancel:
             try:
-                return fn(*args)
-            finally:
-                if on_exit is not None:
-                    on_exit()
-                if is_abandoned:
-                    await trio.lowlevel.checkpoint_if_cancelled()
-                elif not self._machine.is_dead:
-                    if is_commit:
-                        self._drive.note_commit("done")
-                    await trio.sleep(self._draw_delay(limiter))
+                await self._wait(limiter, "begun" if is_commit else "")
+            except trio.Cancelled:  # the thread that is left behind goes on all the same
+                _call(fn, args, on_exit)
+                raise
+            result = _call(fn, args, on_exit)
+            await self._wait(limiter, "done" if is_commit else "")
+            return result
+        # A thread that may not be left behind is waited for whatever happens.
+        with grace("simulated.thread", _LONGEST):
+            await self._wait(limiter, "begun" if is_commit else "")
+        result = _call(fn, args, on_exit)
+        with grace("simulated.thread", _LONGEST):
+            await self._wait(limiter, "done" if is_commit else "")
+        return result
+
+    async def _wait(self, limiter: str, phase: str) -> None:
+        if self._machine.is_dead:
+            return
+        if phase:
+            self._drive.note_commit(phase)
+        await trio.sleep(self._draw_delay(limiter))
 
     def in_use(self) -> Mapping[str, int]:
         """Return nothing: no thread is ever out."""
         return {}
+
+
+def _call(fn: Callable[[*Ts], T], args: tuple[*Ts], on_exit: Callable[[], None] | None) -> T:
+    try:
+        return fn(*args)
+    finally:
+        if on_exit is not None:
+            on_exit()

@@ -11,7 +11,17 @@ from attrs.validators import max_len, optional
 from semibot.wire.codec import JsonObject
 
 from .both_ways import ErrorFrame, ProtocolRange
-from .limits import COUNT, MAX_ID_LENGTH, MAX_NAMED, MAX_SEQ, MAX_TERM, NUMBER, TERM, check_id
+from .limits import (
+    COUNT,
+    MAX_ID_LENGTH,
+    MAX_NAMED,
+    MAX_SEQ,
+    MAX_STACK,
+    MAX_TERM,
+    NUMBER,
+    TERM,
+    check_id,
+)
 
 
 @attrs.frozen(kw_only=True)
@@ -39,6 +49,8 @@ class BlockReport:
     """How long the loop stood still."""
     where: str
     """The function that held it up."""
+    stack: tuple[str, ...] = attrs.field(default=(), validator=max_len(MAX_STACK))
+    """Who called it, innermost last; file names, line numbers and functions."""
 
 
 @attrs.frozen(kw_only=True)

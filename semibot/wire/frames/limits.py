@@ -40,6 +40,9 @@ MAX_ID_LENGTH: Final = 256
 MAX_NAMED: Final = 10_000
 """Most things that one frame may name, such as commands or sessions."""
 
+MAX_STACK: Final = 64
+"""Most functions of the stack that a heartbeat tells."""
+
 
 @final
 @attrs.frozen

@@ -1,0 +1,70 @@
+"""Trio's scheduler, from a seed, and with tasks that stand still.
+
+Trio shuffles the tasks that can run, so that nobody relies on their order; it has a switch for
+having that reproducible, which is for Hypothesis and has no public name. With it on, each round
+begins with the runnable tasks in the order of their birth, handed to the ``shuffle`` of a
+generator. That generator is ours here: it shuffles from the seed, and it takes out the tasks of
+processes that are frozen and puts them back in when those go on. Nothing else of Trio is used
+in a way that is not documented. A test of the simulation finds out if Trio changes this.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import random
+from collections.abc import Callable, Generator
+from typing import final
+
+import trio
+from trio._core import _run  # the switch and the generator have no public name
+
+
+@final
+class _Scheduler:
+    """What Trio calls to bring the tasks of a round into an order.
+
+    Args:
+        seed: Decides the order.
+        is_frozen: Whether a task must not run now.
+    """
+
+    def __init__(self, seed: int, is_frozen: Callable[[trio.lowlevel.Task], bool]) -> None:
+        self._random = random.Random(f"scheduler {seed}")  # noqa: S311 - reproducible on purpose
+        self._is_frozen = is_frozen
+        self._held: list[trio.lowlevel.Task] = []
+
+    def shuffle(self, batch: list[trio.lowlevel.Task]) -> None:
+        """Order the tasks of a round, and leave out those that stand still."""
+        if self._held:
+            batch[:0] = self._held
+            self._held = []
+        still = [task for task in batch if self._is_frozen(task)]
+        if still:
+            self._held = still
+            batch[:] = [task for task in batch if task not in still]
+        self._random.shuffle(batch)
+
+    def random(self) -> float:
+        """Return a number from 0 to 1; Trio asks only without the switch."""
+        return self._random.random()
+
+
+@contextlib.contextmanager
+def seeded_scheduler(
+    seed: int, is_frozen: Callable[[trio.lowlevel.Task], bool] = lambda _: False
+) -> Generator[None]:
+    """Let Trio's scheduler draw from *seed* while the block lasts.
+
+    Args:
+        seed: Decides in which order runnable tasks run.
+        is_frozen: Says of a task that could run whether it must not, now. Once it may, another
+            task has to run before Trio looks again.
+    """
+    before = {name: getattr(_run, name) for name in ("_r", "_ALLOW_DETERMINISTIC_SCHEDULING")}
+    setattr(_run, "_r", _Scheduler(seed, is_frozen))  # noqa: B010 - mypy knows it as a constant
+    setattr(_run, "_ALLOW_DETERMINISTIC_SCHEDULING", True)  # noqa: B010 - likewise
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            setattr(_run, name, value)

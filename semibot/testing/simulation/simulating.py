@@ -1,0 +1,236 @@
+"""Run one simulation from its seed."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import random
+import shutil
+import tempfile
+import time
+import traceback
+from collections.abc import Callable, Generator, Iterable
+from pathlib import Path
+from typing import Final
+
+import trio
+import trio.testing
+
+from semibot.session import AdapterFactory
+
+from .invariants import check_names
+from .lives import life_of_task
+from .report import SimulationReport, Violation
+from .schedule import LONGEST_PAUSE, Schedule
+from .scheduler import seeded_scheduler
+from .trace import TooMuchHappened
+from .world import Plan, World
+
+REAL_SECONDS: Final = 20.0
+"""How long a simulation may really take, in seconds, and 2 more for every faulty minute."""
+
+MEMORY_DISK: Final = Path("/dev/shm")  # noqa: S108 - a new directory is made there
+"""Where disks are simulated, if there is such a thing."""
+
+
+def simulate(
+    seed: int,
+    *,
+    minutes: float = 2.5,
+    faults: Iterable[str] | None = None,
+    without: Iterable[str] = (),
+    adapter: AdapterFactory | None = None,
+    message: Callable[[random.Random], str] | None = None,
+    show: Callable[[str], None] | None = None,
+) -> SimulationReport:
+    """Run host, VMs and users in one process under faults, all of it decided by *seed*.
+
+    Everything but the ports is semibot as it is in production. People talk to the host in at
+    least three conversations, readers come and go, and *faults* happen for *minutes*. Then
+    they stop, and everything has to come right.
+
+    Args:
+        seed: Decides everything; the same seed gives the same report, except for ``seconds``.
+        minutes: How long things go wrong, in simulated minutes.
+        faults: Kinds of faults that may happen; all by default.
+        without: Names of invariants that are not looked at.
+        adapter: What drives the sessions; by default one that does what the messages say.
+            It gets only simulated ports, and must not use the outside by other ways.
+        message: Draws what people say from the generator it is given.
+        show: Gets what happened and what was logged, line by line.
+
+    Returns:
+        How it went.
+
+    Raises:
+        ValueError: If there is no such fault or invariant.
+    """
+    plan = Plan(
+        seed=seed,
+        faulty=60.0 * minutes,
+        faults=None if faults is None else frozenset(faults),
+        without=check_names(without),
+        **({} if adapter is None else {"adapter": lambda _: adapter}),
+        **({} if message is None else {"draw_message": message}),
+    )
+    began = time.perf_counter()
+    parent = MEMORY_DISK if MEMORY_DISK.is_dir() else None
+    directory = Path(tempfile.mkdtemp(prefix="semibot-simulation-", dir=parent))
+    try:
+        world = World(plan, directory, _command(plan))
+        schedule = Schedule(world)
+        if show is not None:
+            world.trace.listener = lambda now, event: _show_happening(show, now, event)
+        with _logs_of(world, show):
+            ended_at = _run(world, schedule)
+    finally:
+        shutil.rmtree(directory, ignore_errors=True)
+    return _report(world, ended_at, time.perf_counter() - began)
+
+
+def _command(plan: Plan) -> str:
+    words = ["python -m semibot.testing simulate --show", str(plan.seed)]
+    words += ["--minutes", f"{plan.faulty / 60:g}"]
+    if plan.faults is not None:
+        words += ["--faults", ",".join(sorted(plan.faults))]
+    return " ".join(words)
+
+
+def _run(world: World, schedule: Schedule) -> float:
+    """Run all of it, and return when it ended."""
+    ended_at = 0.0
+
+    async def main() -> None:
+        nonlocal ended_at
+        with trio.move_on_after(world.plan.faulty + LONGEST_PAUSE) as scope:
+            await schedule.run()
+        ended_at = trio.current_time()
+        if scope.cancelled_caught:
+            world.violate("within_limits", "the simulation does not end")
+
+    limit = REAL_SECONDS + world.plan.faulty / 30
+    with seeded_scheduler(world.seed, _is_frozen):
+        try:
+            trio.run(
+                main,
+                clock=trio.testing.MockClock(autojump_threshold=0),
+                instruments=[_Stopwatch(time.monotonic() + limit)],
+            )
+        except BaseExceptionGroup as group:
+            if group.split(KeyboardInterrupt)[0] is not None:
+                raise
+            world.found.append((_cause(group), ended_at, _text(group)))
+        except Exception as exc:  # noqa: BLE001 - a finding like any other
+            world.found.append((_cause(exc), ended_at, _text(exc)))
+    return ended_at
+
+
+def _cause(exc: BaseException) -> str:
+    """Return which invariant an error of the simulation itself violates."""
+    leaves = [exc]
+    while any(isinstance(each, BaseExceptionGroup) for each in leaves):
+        leaves = [
+            leaf
+            for each in leaves
+            for leaf in (each.exceptions if isinstance(each, BaseExceptionGroup) else (each,))
+        ]
+    is_limit = any(isinstance(each, (TooMuchHappened, TookTooLong)) for each in leaves)
+    return "within_limits" if is_limit else "no_failure"
+
+
+def _text(exc: BaseException) -> str:
+    return "the simulation failed: " + "".join(traceback.format_exception(exc))
+
+
+class TookTooLong(BaseException):
+    """Raised out of a simulation that passes its cap on real time."""
+
+
+class _Stopwatch(trio.abc.Instrument):
+    """Ends a simulation that takes too long, as one does that never waits."""
+
+    def __init__(self, until: float) -> None:
+        self._until = until
+        self._steps = 0
+
+    def after_task_step(self, task: trio.lowlevel.Task) -> None:
+        self._steps += 1
+        if self._steps % 1000 == 0 and time.monotonic() > self._until:
+            self._until = float("inf")
+            trio.lowlevel.current_root_task()
+            raise TookTooLong("it takes too long")
+
+
+def _is_frozen(task: trio.lowlevel.Task) -> bool:
+    life = task.context.get(life_of_task)
+    return life is not None and life.is_frozen
+
+
+def _report(world: World, ended_at: float, seconds: float) -> SimulationReport:
+    sessions, runs, events, readers = world.sizes()
+    return SimulationReport(
+        seed=world.seed,
+        violations=tuple(
+            Violation(
+                seed=world.seed, invariant=name, at=round(at, 3), text=text, command=world.command
+            )
+            for name, at, text in world.found
+            if name not in world.plan.without
+        ),
+        trace=world.trace.digest(),
+        happenings=world.trace.count,
+        faults=dict(world.hits),
+        sessions=sessions,
+        runs=runs,
+        events=events,
+        readers=readers,
+        simulated_seconds=ended_at,
+        seconds=seconds,
+    )
+
+
+# --- what is shown --------------------------------------------------------------------
+
+
+def _show_happening(show: Callable[[str], None], now: float, event: tuple[object, ...]) -> None:
+    if event[0] not in {"send", "receive"}:
+        show(f"{now:.3f} - " + " ".join(map(str, event)))
+
+
+class _Logs(logging.Handler):
+    """Finds out about errors that living processes log."""
+
+    def __init__(self, world: World, show: Callable[[str], None] | None) -> None:
+        super().__init__(logging.DEBUG if show is not None else logging.ERROR)
+        self._world = world
+        self._show = show
+
+    def emit(self, record: logging.LogRecord) -> None:
+        fields = record.__dict__.get("semibot", {})
+        name = str(fields.get("process", "?"))
+        processes = self._world.processes
+        is_alive = any(each.name == name for each in processes.everyone)
+        if self._show is not None:
+            sign = "" if is_alive else " (dead)"
+            now = trio.current_time() if trio.lowlevel.in_trio_run() else -1.0
+            self._show(f"{now:.3f} {record.levelname} {name}{sign} {record.getMessage()}")
+        is_expected = fields.get("event") in self._world.expected_errors
+        if record.levelno >= logging.ERROR and (is_alive or name == "?") and not is_expected:
+            exc = record.exc_info[1] if record.exc_info else None
+            self._world.violate("no_failure", f"ERROR {name}: {record.getMessage()}", exc)
+
+
+@contextlib.contextmanager
+def _logs_of(world: World, show: Callable[[str], None] | None) -> Generator[None]:
+    logger = logging.getLogger("semibot")
+    handler = _Logs(world, show)
+    level, propagates = logger.level, logger.propagate
+    logger.addHandler(handler)
+    logger.setLevel(handler.level)
+    logger.propagate = False
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(level)
+        logger.propagate = propagates

@@ -1,0 +1,79 @@
+"""The adapter that simulations run by default: it does what the message says.
+
+``say COUNT DELAY SIZE WORK`` says COUNT chunks of SIZE letters with DELAY seconds between
+them; ``a`` in WORK reports something to the host, ``r`` asks it something.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
+from typing import final
+
+import trio
+
+from semibot.errors import DeadlineExceeded, RequestFailed, StoreError
+from semibot.session import ActiveRun, Adapter, AdapterContext, AdapterFactory
+from semibot.wire.events import TextChunk
+
+from .happenings import Answered, Asked
+from .lives import Life
+
+
+def talker_of(life: Life) -> AdapterFactory:
+    """Return what makes the talkers of a VM."""
+
+    @asynccontextmanager
+    async def open_talker(context: AdapterContext) -> AsyncGenerator[Adapter]:
+        yield _Talker(life, context)
+
+    return open_talker
+
+
+@final
+class _Talker(Adapter):
+    def __init__(self, life: Life, context: AdapterContext) -> None:
+        self._life = life
+        self._context = context
+
+    async def handle(self, run: ActiveRun) -> None:
+        _, count, delay, size, work = run.message.split()[:5]
+        for index in range(int(count)):
+            await trio.sleep(float(delay))
+            await run.emit(TextChunk(content=f"{run.id[:6]}.{index} ".ljust(int(size), "x")))
+            if index == 0 and "a" in work:
+                await self._report(run)
+            if index == 1 and "r" in work:
+                await self._ask()
+        await run.complete()
+
+    async def _report(self, run: ActiveRun) -> None:
+        life, context = self._life, self._context
+        event = f"audit {run.id}"
+        life.world.asked_reports.add(event)
+        try:
+            await context.control_plane.fire_and_forget(
+                context.session_id, "audit_log", {"event": event, "details": {}}
+            )
+        except (StoreError, RequestFailed) as exc:
+            if life.is_alive and not life.world.is_disk_excused(life):
+                life.world.violate("no_failure", f"a report failed: {exc!r}", exc)
+        else:
+            if life.is_alive:
+                life.reports.add(event)
+
+    async def _ask(self) -> None:
+        life, context = self._life, self._context
+        world = life.world
+        number = world.next_number()
+        world.tell(Asked(number=number, life=life))
+        try:
+            await context.control_plane.request(
+                context.session_id, "memory_search", {"query": "x", "top_k": 3}
+            )
+            result = "answered"
+        except (RequestFailed, DeadlineExceeded) as exc:
+            result = type(exc).__name__
+        finally:
+            world.tell(Answered(number=number))
+        world.trace.note("request", result)
