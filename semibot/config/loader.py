@@ -154,7 +154,7 @@ def _read_file(
     if unknown:
         known = ", ".join(sorted(_VARIABLES))
         raise ConfigError(
-            f"{path} says {unknown[0]!r}, which is no setting that a file may have; "
+            f"{path} says {unknown[0][:80]!r}, which is no setting that a file may have; "
             f"those are {known}"
         )
     return values, {key: f"{key} in {path}" for key in values}

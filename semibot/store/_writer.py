@@ -149,6 +149,8 @@ class GroupWriter:
                     await group.ended.wait()
             else:
                 group.jobs.remove(job)
+                if self._is_closed and not group.jobs:
+                    group.ended.set()  # finish() may wait for it, and it will never begin
         if not group.ended.is_set():
             reason = f"a commit takes more than {self._seconds:g} s"
             self._note(Committed(failure=reason, has_written=False))

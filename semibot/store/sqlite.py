@@ -56,8 +56,8 @@ MAX_WAL_BYTES: Final = 64 * 1024 * 1024
 """What a write-ahead log is cut back to after a checkpoint."""
 
 
-LOG_PIECE: Final = 1024 * 1024
-"""How much of a log is read and written at once, in bytes."""
+LOG_PIECE: Final = 64 * 1024
+"""How much of a log is read and written at once, in bytes; SQLite writes less than 128 KiB."""
 
 
 @asynccontextmanager

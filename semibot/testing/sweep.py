@@ -191,7 +191,7 @@ class _Run:
                 names = ", ".join(sorted(task.name for task in left))
                 did = "are left" if is_done.is_set() else "hang"
                 self.problems.append(f"tasks {did}: {names}")
-                _end(left)
+                _end(left, nursery.cancel_scope)
             nursery.cancel_scope.cancel("the run is over")
 
     async def _body(self, plan: FaultPlan | None, is_done: trio.Event) -> None:
@@ -247,13 +247,17 @@ def _tasks_below(root: trio.lowlevel.Task | None) -> Iterator[trio.lowlevel.Task
             yield from _tasks_below(task)
 
 
-def _end(tasks: set[trio.lowlevel.Task]) -> None:
-    """Cancel every scope that a task is in, so that even one behind a shield ends."""
+def _end(tasks: set[trio.lowlevel.Task], root: trio.CancelScope) -> None:
+    """Cancel every scope below *root* that a task is in, so that one behind a shield ends too."""
     for task in tasks:
+        scopes: list[trio.CancelScope] = []
         status = task._cancel_status
-        while status._parent is not None:
-            status._scope.cancel("a sweep gives up")
+        while status._parent is not None and status._scope is not root:
+            scopes.append(status._scope)
             status = status._parent
+        if status._scope is root:  # else it is no task of the scenario's own tree
+            for scope in scopes:
+                scope.cancel("a sweep gives up")
 
 
 # --- the sweeps --------------------------------------------------------------------------
@@ -267,6 +271,7 @@ def cancel_everywhere(
     seeds: Sequence[int] = (0,),
     within: float | None = None,
     threads: int = 0,
+    grandchildren: bool = True,
 ) -> SweepReport:
     """Cancel *scenario* at its first step, its second, and so on, until it gets through.
 
@@ -283,6 +288,8 @@ def cancel_everywhere(
         within: Longest that an ending may take after its cancel, in seconds of the
             scenario's clock; None leaves it to the caller to look at ``longest``.
         threads: How many threads a run may leave: those that it abandons on purpose.
+        grandchildren: Whether this process adopts grandchildren that lose their parent, so
+            that they are seen; False for a scenario that kills a parent itself.
 
     Raises:
         SweepDidNotEnd: If the scenario never gets through.
@@ -290,7 +297,7 @@ def cancel_everywhere(
     problems: list[str] = []
     points: dict[int, int] = {}
     longest = 0.0
-    with only_new_garbage(), _adoption(mock_clock):
+    with only_new_garbage(), _adoption(not mock_clock and grandchildren):
         for seed in seeds:
             blocks_only = False
             for step in itertools.count():  # step 0 never comes: that run is not cancelled
@@ -328,6 +335,7 @@ def fail_everywhere(
     seeds: Sequence[int] = (0,),
     within: float | None = None,
     threads: int = 0,
+    grandchildren: bool = True,
     allowed: tuple[type[Exception], ...] = (SemibotError,),
 ) -> FaultReport:
     """Break a stream at its first use in *scenario*, at its second, and so on.
@@ -347,6 +355,7 @@ def fail_everywhere(
             and the other way round.
         within: Longest that the scenario may go on after the error, in seconds of its clock.
         threads: How many threads a run may leave: those that it abandons on purpose.
+        grandchildren: As for :func:`cancel_everywhere`.
         allowed: Errors that the scenario may end with, also in groups.
 
     Raises:
@@ -356,7 +365,7 @@ def fail_everywhere(
     errors: dict[int, int] = {}
     outcomes: Counter[str] = Counter()
     longest = 0.0
-    with only_new_garbage(), _adoption(mock_clock):
+    with only_new_garbage(), _adoption(not mock_clock and grandchildren):
         for seed in seeds:
             errors[seed] = 0
             for target in itertools.count(1):
@@ -387,5 +396,5 @@ def fail_everywhere(
     )
 
 
-def _adoption(mock_clock: bool) -> AbstractContextManager[None]:
-    return nullcontext() if mock_clock else adopted_grandchildren()
+def _adoption(is_wanted: bool) -> AbstractContextManager[None]:
+    return adopted_grandchildren() if is_wanted else nullcontext()

@@ -17,8 +17,8 @@ from semibot.testing import simulated_ports
 
 TERMINAL: Final = ("execution_complete", "execution_error")
 
-AT_REST: Final = {"lock", "semibot.db"}
-"""What a store leaves in its directory; a log beside the database would be one not moved."""
+LOG: Final = {"semibot.db-wal", "semibot.db-shm"}
+"""What a store that is closed does not leave beside its database."""
 
 
 def check_database(
@@ -35,7 +35,7 @@ def check_database(
     if not path.exists():
         return f"acknowledged and gone: {users} {events}" if users or events else None
     left = {each.name for each in path.parent.iterdir()}
-    if not left >= AT_REST or left & {"semibot.db-wal", "semibot.db-shm"}:
+    if left & LOG:
         return f"beside the database is {left}"
     if path.stat().st_size == 0:  # cancelled before it was migrated
         return f"acknowledged and gone: {users} {events}" if users or events else None

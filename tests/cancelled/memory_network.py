@@ -26,7 +26,9 @@ class MemoryListener:
     # --- the ports --------------------------------------------------------------------
 
     async def listen(self, host: str, port: int) -> MemoryListener:
+        """Be the listener, anew each time."""
         await trio.lowlevel.checkpoint()
+        self._put, self._taken = trio.open_memory_channel[trio.abc.Stream](WAITING)
         self.is_open = True
         return self
 

@@ -61,6 +61,7 @@ def sweep(case: Case, seeds: Sequence[int], *, with_errors: bool) -> Result:
         seeds=seeds,
         within=case.within,
         threads=case.threads,
+        grandchildren=case.grandchildren,
     )
     broken = None
     if with_errors and case.errors_within is not None:
@@ -72,6 +73,7 @@ def sweep(case: Case, seeds: Sequence[int], *, with_errors: bool) -> Result:
             seeds=seeds,
             within=case.errors_within,
             threads=case.threads,
+            grandchildren=case.grandchildren,
         )
     return Result(case, cancelled, broken, time.perf_counter() - began)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from typing import Any, Final
 
 import trio
@@ -29,11 +30,8 @@ class SlowThreads:
     def come_back(self) -> None:
         """Do what was left behind; call it when the loop has ended."""
         while self._left:
-            work = self._left.pop(0)
-            try:
-                work()
-            except Exception:  # noqa: BLE001, S110 - nobody hears a thread that was left behind
-                pass
+            with suppress(Exception):  # nobody hears a thread that was left behind
+                self._left.pop(0)()
 
     async def run_sync(
         self,

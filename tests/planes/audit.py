@@ -12,6 +12,8 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 
+from typing import Self
+
 import attrs
 import trio
 from following import TERMINAL, Follower, Stored, check_reader, check_store
@@ -43,7 +45,7 @@ class Audit:
         kinds = ("lost", "duplicates", "orphans", "wrong")
         return [f"{kind}: {what}" for kind in kinds for what in getattr(self, kind)]
 
-    def __iadd__(self, other: Audit) -> Audit:
+    def __iadd__(self, other: Audit) -> Self:
         for field in attrs.fields(Audit):
             value = getattr(self, field.name) + getattr(other, field.name)
             setattr(self, field.name, value)

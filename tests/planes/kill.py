@@ -1,6 +1,9 @@
 """Kill a VM, a host, or a host whose VM lives on, in the middle of a run; see what is left.
 
-As a program: ``python tests/planes/kill.py vm 20`` (or ``host``, or ``external``).
+As a program: ``python tests/planes/kill.py vm 20`` (or ``host``, or ``external``). ``any`` kills
+whoever it may be at any moment, and ``bridge`` the bridge of a session or its guard, most of the
+time; what is done under each number is the same every time, so that ``any 1 --from 57`` does
+number 57 again. The exit code is 1 if anything was lost, came twice or was left.
 """
 # What it prints is its answer.
 # ruff: noqa: T201
@@ -10,16 +13,27 @@ from __future__ import annotations
 import argparse
 import os
 import signal
+import statistics
 import sys
 import tempfile
 import uuid
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
 
 import attrs
 import trio
-from following import Follower, check_history, check_reader, check_store, ends_of, view_of
+from audit import Audit, audit_events, audit_replay, total
+from following import (
+    Follower,
+    Stored,
+    check_history,
+    check_reader,
+    check_store,
+    ends_of,
+    view_of,
+)
 from harness import (
     PATIENCE,
     Plane,
@@ -30,15 +44,10 @@ from harness import (
     seconds_until,
     wait_vm,
 )
-
-from semibot.wire.sse import EventId
+from random_kills import ORPHAN_LIMIT, end_in_order, kill_at_random, kill_bridges
 
 CHUNKS = 10
 """How many pieces of the answer a reader has seen before the kill, at least."""
-
-ORPHAN_LIMIT = 1.0
-"""How long after the kill nothing may be left, in seconds."""
-
 
 HELD = 9.0
 """How soon the VM has to be back for readers to go on as if nothing had been, in seconds."""
@@ -56,6 +65,7 @@ class Figures:
     """Until no process was left that should not be."""
     resyncs: int = 0
     """Readers that had to begin anew."""
+    audit: Audit = attrs.field(factory=Audit)
 
 
 @attrs.define(eq=False)
@@ -94,8 +104,17 @@ class Conversation:
         for reader in (self.asker, *self.readers):
             self.nursery.start_soon(self.plane.follow, reader, self.session_id)
 
-    async def check(self, *, terminals: int) -> None:
-        """Wait until everybody has seen so many ends, and compare what they saw."""
+    async def check(
+        self, again: Follower, before: Stored, *, terminals: int, may_take_back: bool = False
+    ) -> Audit:
+        """Wait until everybody has seen so many ends, and compare what they saw.
+
+        Args:
+            again: Who has sent the second message.
+            before: What was in the database before the kill.
+            terminals: Ends that there must be.
+            may_take_back: Whether VM and host were killed.
+        """
         for reader in self.readers:
             await reader.wait(lambda f: ends_of(f) >= terminals)
         stored = self.plane.stored(self.session_id)
@@ -105,22 +124,23 @@ class Conversation:
             check_reader(reader.seen, stored)
         for reader in self.readers:
             check_history(reader.seen, messages)
-        replayed = Follower()
-        replayed.seen.append(attrs.evolve(self.readers[0].seen[0], id=_ZERO))
-        self.nursery.start_soon(self.plane.follow, replayed, self.session_id)
-        await replayed.wait(lambda f: len(f.seen) > len(stored))
-        del replayed.seen[0]
-        assert [item.event for item in replayed.seen] == [event for _, _, _, event in stored]
-        check_history(replayed.seen, messages)
-        replayed.scope.cancel()
+        plane = self.plane
+        everybody = [self.asker, *self.readers, again]
+        audit = audit_events(stored, everybody, before, may_take_back=may_take_back)
+        audit += await audit_replay(plane, self.session_id, stored)
+        audit += audit_runs_of(plane, self.asker, again)
+        return audit
 
     def leave(self) -> None:
         for reader in (self.asker, *self.readers):
             reader.scope.cancel()
 
 
-_ZERO = EventId(1, 0)
-"""Before everything; who has seen it is sent all events."""
+def audit_runs_of(plane: Plane, *askers: Follower) -> Audit:
+    """Look for the runs of POSTs that were answered with 200."""
+    known = {run_id for (run_id,) in plane.rows("SELECT id FROM runs WHERE outcome IS NOT NULL")}
+    asked = [asker.run_id for asker in askers]
+    return Audit(acked=len(asked), lost=[run_id for run_id in asked if run_id not in known])
 
 
 @asynccontextmanager
@@ -151,6 +171,7 @@ async def kill_vm(plane: Plane) -> Figures:
     async with open_sleeper(plane) as mark, open_conversation(plane, "stream 2000 0.01") as talk:
         pid = plane.vm_pid()
         assert pid is not None
+        before = plane.stored(talk.session_id)
         os.kill(pid, signal.SIGKILL)
         start = trio.current_time()
         gone = await seconds_until(lambda: not process_table(mark), ORPHAN_LIMIT)
@@ -164,22 +185,22 @@ async def kill_vm(plane: Plane) -> Figures:
         answered = trio.current_time() - start
         assert again.types[-1] == "execution_complete", (again.status, again.body, again.types)
         assert plane.vm_pid() not in {pid, None}
-        await talk.check(terminals=2)
-        check_reader(again.seen, plane.stored(talk.session_id))
+        audit = await talk.check(again, before, terminals=2)
         resyncs = sum(f.types[1:].count("resync") for f in (talk.asker, *talk.readers))
-        return Figures(terminal, answered, gone, resyncs)
+        return Figures(terminal, answered, gone, resyncs, audit)
 
 
 async def kill_host(plane: Plane) -> Figures:
     """Kill a host: its VM dies with it, and a new host ends the run."""
     async with open_sleeper(plane), open_conversation(plane, "stream 2000 0.01") as talk:
-        before = plane.vm_pid()
+        old_vm = plane.vm_pid()
+        before = plane.stored(talk.session_id)
         os.kill(plane.process.pid, signal.SIGKILL)
         start = trio.current_time()
         gone = await seconds_until(lambda: not plane.processes(), ORPHAN_LIMIT)
         assert gone is not None, plane.processes()
         await plane.restart()
-        assert plane.vm_pid() not in {before, None}
+        assert plane.vm_pid() not in {old_vm, None}
         talk.reconnect()
         for reader in talk.readers:
             await reader.wait(lambda f: ends_of(f) >= 1)
@@ -191,14 +212,15 @@ async def kill_host(plane: Plane) -> Figures:
         answered = trio.current_time() - start
         assert again.types[-1] == "execution_complete", (again.status, again.body, again.types)
         await talk.asker.wait(lambda f: ends_of(f) >= 2)
-        await talk.check(terminals=2)
+        audit = await talk.check(again, before, terminals=2, may_take_back=True)
         resyncs = sum(f.types[1:].count("resync") for f in (talk.asker, *talk.readers))
-        return Figures(terminal, answered, gone, resyncs)
+        return Figures(terminal, answered, gone, resyncs, audit)
 
 
 async def kill_host_only(plane: Plane, count: int = 400) -> Figures:
     """Kill a host whose VM somebody else has started: the run goes on."""
     async with open_conversation(plane, f"stream {count} 0.01") as talk:
+        before = plane.stored(talk.session_id)
         os.kill(plane.process.pid, signal.SIGKILL)
         start = trio.current_time()
         await plane.restart()
@@ -219,9 +241,9 @@ async def kill_host_only(plane: Plane, count: int = 400) -> Figures:
         answered = trio.current_time() - start
         assert again.types[-1] == "execution_complete", (again.status, again.body, again.types)
         await talk.asker.wait(lambda f: ends_of(f) >= 2)
-        await talk.check(terminals=2)
+        audit = await talk.check(again, before, terminals=2)
         resyncs = sum(f.types[1:].count("resync") for f in (talk.asker, *talk.readers))
-        return Figures(terminal, answered, resyncs=resyncs)
+        return Figures(terminal, answered, resyncs=resyncs, audit=audit)
 
 
 async def run_kills(what: str, times: int, directory: Path) -> list[Figures]:
@@ -240,30 +262,67 @@ async def run_kills(what: str, times: int, directory: Path) -> list[Figures]:
                     figures.append(await kill_host_only(plane))
             opened, kib = resources(plane.process.pid)
             print(index + 1, figures[-1], f"host: {opened} descriptors, {kib} KiB", flush=True)
-        plane.process.terminate()
-        with trio.fail_after(PATIENCE):
-            assert await plane.process.wait() == 0, plane.log
-        assert await seconds_until(lambda: not plane.processes(), ORPHAN_LIMIT) is not None
+        await end_in_order(plane)
     return figures
 
 
+async def kill_many(
+    what: str, directory: Path, *, first: int = 0, times: int = 20, seed: int = 1
+) -> str:
+    """Kill *times* times, print each, and return the summary; its first word is the verdict.
+
+    Args:
+        what: ``vm``, ``host``, ``external``, ``any`` or ``bridge``.
+        directory: For planes.
+        first: Number of the first kill, where numbers have a meaning.
+        times: How often.
+        seed: Of what the numbers mean.
+    """
+    resyncs = ""
+    if what in {"any", "bridge"}:
+        numbers = range(first, first + times)
+        kill = kill_at_random if what == "any" else kill_bridges
+        found = await kill(directory / "planes", numbers, seed=seed)
+        gone = [item.gone for item in found]
+    else:
+        found = await run_kills(what, times, directory / "plane")
+        gone = [item.gone for item in found if item.gone is not None]
+        resyncs = f"; readers that began anew: {sum(item.resyncs for item in found)}"
+    audit = total(item.audit for item in found)
+    return (
+        f"{'BAD' if audit.problems else 'good'} {what}: killed {len(found)} times: {audit}; "
+        f"seconds until nothing was left: {_summary(gone)}; "
+        f"a reader saw the run's end: {_summary([item.terminal for item in found])}; "
+        f"the next message was answered: {_summary([item.next_answer for item in found])}{resyncs}"
+    )
+
+
 def _summary(values: list[float]) -> str:
-    return f"least {min(values):.2f}, most {max(values):.2f}" if values else "-"
+    if not values:
+        return "-"
+    return f"median {statistics.median(values):.2f}, most {max(values):.2f}"
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("what", choices=("vm", "host", "external"))
+    parser.add_argument("what", choices=("vm", "host", "external", "any", "bridge"))
     parser.add_argument("times", type=int, nargs="?", default=20)
+    parser.add_argument("--from", dest="first", type=int, default=0)
+    parser.add_argument("--seed", type=int, default=1)
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="semibot-kill-") as directory:
-        figures = trio.run(run_kills, options.what, options.times, Path(directory) / "plane")
-    print(f"{options.what}: killed {len(figures)} times; seconds after the kill:")
-    print("  a reader saw the run's end:", _summary([item.terminal for item in figures]))
-    print("  the next message was answered:", _summary([item.next_answer for item in figures]))
-    print("  nothing was left:", _summary([item.gone for item in figures if item.gone is not None]))
-    print("  readers that began anew:", sum(item.resyncs for item in figures))
-    return 0
+        summary = trio.run(
+            partial(
+                kill_many,
+                options.what,
+                Path(directory),
+                first=options.first,
+                times=options.times,
+                seed=options.seed,
+            )
+        )
+    print(summary)
+    return 0 if summary.startswith("good") else 1
 
 
 if __name__ == "__main__":

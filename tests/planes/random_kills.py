@@ -10,11 +10,13 @@ from __future__ import annotations
 
 import os
 import random
+import shlex
 import signal
+import sys
 from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Iterable, Sequence
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypeAlias
 
 import attrs
 import trio
@@ -41,6 +43,8 @@ from harness import (
     wait_vm,
 )
 
+GUARD = "semibot/tools/guard.py"
+
 ORPHAN_LIMIT = 1.0
 """How long after the kill nothing may be left, in seconds."""
 
@@ -50,7 +54,10 @@ PAUSE = 0.015
 CALLS = 5
 CALL_PAUSE = 0.05
 
-Moment = Literal["post", "work", "end", "start", "dial", "drain"]
+BRIDGE = Path(__file__).parent / "programs" / "chosen_bridge.py"
+
+Moment: TypeAlias = Literal["post", "work", "end", "start", "dial", "drain"]
+Work: TypeAlias = Literal["stream", "append", "talk", "stubborn"]
 
 SPANS: dict[Moment, float] = {
     "post": 0.06,
@@ -71,15 +78,15 @@ class Plan:
     is_external: bool
     """Whether the user has started the VM, and not the host."""
     victims: tuple[str, ...]
-    """``host``, ``vm`` or both, in this order."""
+    """``host``, ``vm``, ``bridge`` and ``guard``, which is its parent; they die in this order."""
     moment: Moment
     """``post``: from the moment of the POST; ``work``: in the run; ``end``: about its end;
     ``start``: while a host starts; ``dial``: while a VM dials a new host; ``drain``: while
     the host is told to end."""
     delay: float
     """Seconds after the moment has begun."""
-    work: Literal["stream", "append"]
-    """What the run does."""
+    work: Work
+    """What the run does; ``talk`` and ``stubborn`` are kinds of bridges."""
 
     @property
     def kills_host(self) -> bool:
@@ -104,6 +111,16 @@ def make_plan(seed: int, number: int) -> Plan:
         delay=rng.uniform(0, SPANS[moment]),
         work=rng.choice(["stream", "append"]),
     )
+
+
+def make_bridge_plan(seed: int, number: int) -> Plan:
+    """Return what is done under a number where a bridge drives the run."""
+    rng = random.Random(f"bridge {seed}/{number}")
+    moment: Moment = rng.choice(["post", "work", "work", "end"])
+    (victim,) = rng.choices(["bridge", "guard", "vm", "host"], [9, 5, 3, 3])
+    # What has left a bridge's group outlives its guard; the docs say so.
+    work: Work = "talk" if victim == "guard" else rng.choice(["talk", "stubborn"])
+    return Plan(number, False, (victim,), moment, rng.uniform(0, SPANS[moment]), work)
 
 
 @attrs.frozen
@@ -145,6 +162,8 @@ class Ordeal:
     reader: Follower = attrs.field(factory=Follower)
     audit: Audit = attrs.field(factory=Audit)
     before: Stored = attrs.field(factory=list)
+    older: frozenset[int] = frozenset()
+    """Bridges of other sessions."""
     killed_at: float = 0.0
     gone: float = 0.0
 
@@ -155,15 +174,23 @@ class Ordeal:
     @property
     def message(self) -> str:
         mark = f"n{self.plan.number}"
-        if self.plan.work == "stream":
-            return f"stream {PIECES} {PAUSE} 0 {mark}"
-        return f"append {self.file} {CALLS} {CALL_PAUSE} {mark}"
+        if self.plan.work == "append":
+            return f"append {self.file} {CALLS} {CALL_PAUSE} {mark}"
+        return f"stream {PIECES} {PAUSE} 0 {mark}"
+
+    @property
+    def has_bridge(self) -> bool:
+        return self.plan.work in {"talk", "stubborn"}
 
     # --- before ---
 
     async def post(self, follower: Follower) -> None:
         follower.headers = {"Idempotency-Key": f"kill-{self.plan.number}"}
-        await self.plane.start(follower, self.message)
+        body: dict[str, object] = {}
+        if self.has_bridge:
+            body["runtime_type"] = "openclaw"
+            body["openclaw_config"] = {"behaviour": self.plan.work}
+        await self.plane.start(follower, self.message, **body)
 
     async def follow(self) -> None:
         """Follow the session for ever, as a browser does."""
@@ -177,11 +204,14 @@ class Ordeal:
         """Wait until it is time."""
         plane, plan = self.plane, self.plan
         if plan.moment == "end":
-            last, count = ("text_chunk", PIECES) if plan.work == "stream" else ("tool", CALLS)
+            last, count = ("tool", CALLS) if plan.work == "append" else ("text_chunk", PIECES)
             await self.asker.wait(
                 lambda f: sum(kind.startswith(last) for kind in f.types) >= count - 1 or f.terminals
             )
-        elif plan.moment != "post":
+        elif plan.moment == "post":
+            if {"bridge", "guard"} & set(plan.victims):
+                assert await seconds_until(lambda: self._guard(plane.processes())) is not None
+        else:
             await self.asker.wait(
                 lambda f: {"text_chunk", "tool_call_start"} & set(f.types) or f.terminals
             )
@@ -202,10 +232,15 @@ class Ordeal:
         self.before = stored_before(plane, self.asker.session_id) or self.before
         entries = plane.processes()
         local_vm = None if self.plan.is_external else plane.vm_pid()
+        guard = self._guard(entries)
+        bridge = next((entry.pid for entry in entries if entry.parent == guard), None)
         pids = {"host": plane.process.pid, "vm": self.vm.pid if self.vm else local_vm}
+        pids |= {"guard": guard, "bridge": bridge}
         doomed = below(entries, *(pids[name] for name in victims))
         if "vm" in victims and local_vm is not None:
             doomed |= {entry.parent for entry in entries if entry.pid == local_vm}  # its guard
+        if "bridge" in victims:
+            doomed |= below(entries, guard)
         for name in victims:
             pid = pids[name]
             with suppress(ProcessLookupError):  # a host that drains may be gone by itself
@@ -219,6 +254,16 @@ class Ordeal:
                 await self.vm.wait()
         await self._wait_gone(lambda: doomed & {entry.pid for entry in plane.processes()})
         self.gone = trio.current_time() - self.killed_at
+
+    def _guard(self, entries: Sequence[ProcessEntry]) -> int | None:
+        """Return the guard of this session's bridge."""
+        parents = {entry.parent for entry in entries if BRIDGE.name in entry.command}
+        guards = [
+            entry.pid
+            for entry in entries
+            if GUARD in entry.command and entry.pid in parents and entry.pid not in self.older
+        ]
+        return max(guards, default=None)
 
     async def _wait_gone(self, left: Callable[[], Collection[int]]) -> None:
         if await seconds_until(lambda: not left(), ORPHAN_LIMIT) is None:
@@ -289,7 +334,7 @@ class Ordeal:
         self.audit += audit_messages(plane, {run_id: self.message})
         self.audit += await audit_replay(plane, session_id, stored)
         self.audit += audit_runs(plane)
-        if plan.work == "stream":
+        if plan.work != "append":
             whole = "".join(f"{index} " for index in range(PIECES))
             self.audit += audit_text(stored, {run_id: whole})
         else:
@@ -301,9 +346,11 @@ class Ordeal:
         """Return the processes that a plane at rest has."""
         vm = self.vm.pid if self.vm else self.plane.vm_pid()
         guards = {entry.parent for entry in self.plane.processes() if entry.pid == vm}
-        return {self.plane.process.pid, vm, *(guards if self.vm is None else ())}
+        bridges = below(self.plane.processes(), vm) if self.has_bridge else set()
+        return {self.plane.process.pid, vm, *(guards if self.vm is None else ()), *bridges}
 
     async def undergo(self) -> Killing:
+        self.older = frozenset(entry.pid for entry in self.plane.processes())
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self.post, self.asker)
             nursery.start_soon(self.follow)
@@ -316,6 +363,8 @@ class Ordeal:
             seen = (*self.asker.seen, *self.reader.seen, *repeated.seen)
             ended_at = min(item.at for item in seen if item.type in TERMINAL)
             await self.look(repeated)
+            if self.has_bridge:  # which would live as long as its session
+                await self.plane.ask("DELETE", f"/api/v1/sessions/{repeated.session_id}", {})
             nursery.cancel_scope.cancel()
         terminal = max(0.0, ended_at - killed_at)
         victims = "+".join(self.plan.victims)
@@ -368,6 +417,20 @@ async def kill_at_random(
                 found.append(await kill_anywhere(plane, plan))
                 print(found[-1], flush=True)
             await end_in_order(plane)
+    return found
+
+
+async def kill_bridges(directory: Path, numbers: Sequence[int], *, seed: int = 1) -> list[Killing]:
+    """Do what *numbers* stand for where bridges drive the runs, and print what each showed."""
+    found = []
+    command = shlex.join([sys.executable, "-I", "-S", str(BRIDGE)])
+    async with open_plane(
+        directory, OPENCLAW_BRIDGE_CMD=command, VM_BOOTSTRAP_COOLDOWN_MS="0"
+    ) as plane:
+        for number in numbers:
+            found.append(await kill_anywhere(plane, make_bridge_plan(seed, number)))
+            print(found[-1], flush=True)
+        await end_in_order(plane)
     return found
 
 

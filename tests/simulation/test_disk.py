@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import itertools
 import os
 import random
 from collections.abc import Callable, Iterator
@@ -16,7 +17,7 @@ import trio
 
 from semibot.channel.outbox_file import OutboxFile
 from semibot.config import Deadlines
-from semibot.errors import StoreError
+from semibot.errors import ConfigError, StoreError
 from semibot.ports import Ports
 from semibot.store import sqlite
 from semibot.store.sqlite import open_sqlite_store
@@ -24,7 +25,7 @@ from semibot.testing import simulated_ports
 from semibot.testing.simulation.disk import SimulatedDisk
 from semibot.workspace.files import append_text, make_directory, sync_directory, write_atomically
 
-CRASH_POINTS = 200
+CRASH_POINTS = 100
 
 
 class Place:
@@ -286,20 +287,21 @@ async def acknowledge(
     disk: SimulatedDisk, acknowledged: list[str], goes_on: Callable[[], bool]
 ) -> None:
     """Open a store again and again, and note what it says is stored."""
-    number = 0
-    for commits in (1, 12, 5):
-        async with open_sqlite_store(
-            database(disk), ports=ports_on(disk), deadlines=Deadlines()
-        ) as store:
-            for _ in range(commits):
-                if not goes_on():
-                    return
-                name = f"user{number}"
-                number += 1
-                with contextlib.suppress(StoreError):
-                    await store.ensure_user(name, "o" * (20_000 if number == 7 else 9), vm_mode="local")
-                    if goes_on():
-                        acknowledged.append(name)
+    names = iter(ALL_NAMES)
+    for commits in (1, 14, 5):
+        # An error may keep it from opening, or a commit from happening.
+        with contextlib.suppress(StoreError, ConfigError):
+            async with open_sqlite_store(
+                database(disk), ports=ports_on(disk), deadlines=Deadlines()
+            ) as store:
+                for name in itertools.islice(names, commits):
+                    if not goes_on():
+                        return
+                    size = 20_000 if name == "user7" else 9
+                    with contextlib.suppress(StoreError):
+                        await store.ensure_user(name, "o" * size, vm_mode="local")
+                        if goes_on():
+                            acknowledged.append(name)
 
 
 ALL_NAMES = [f"user{number}" for number in range(20)]
@@ -316,7 +318,7 @@ async def crash(place: Place, seed: int, *, errors: bool) -> set[str]:
     def count_down(_: str) -> None:
         nonlocal left
         left -= 1
-        if errors and draw.random() < 0.02:
+        if errors and acknowledged and draw.random() < 0.05:
             disk.fail_syncs(1)
         if left == 0:
             successors.append(draw.choice([place.cut, place.kill])(disk))
@@ -348,3 +350,46 @@ def test_no_acknowledged_commit_is_lost_wherever_it_crashes(place: Place, errors
     assert lost == {}
     assert sum(disk.lost > 0 for disk in place.disks) > CRASH_POINTS // 4
     assert bool(place.faults) == errors
+
+
+async def test_a_failed_sync_and_a_full_disk_are_told_and_nothing_of_it_is_stored(
+    place: Place,
+) -> None:
+    disk = place.disk()
+    async with open_sqlite_store(
+        database(disk), ports=ports_on(disk), deadlines=Deadlines()
+    ) as store:
+        await store.ensure_user("ann", "org", vm_mode="local")
+        disk.fail_syncs(1)
+        with pytest.raises(StoreError, match="the disk failed") as caught:
+            await store.ensure_user("bob", "org", vm_mode="local")
+        assert caught.value.code == "STORE_FAILED"
+        assert await store.get_user("bob") is None
+        disk.fill(until=1.0)
+        with pytest.raises(StoreError, match="the disk is full"):
+            await store.ensure_user("bob", "o" * 200_000, vm_mode="local")
+        assert await store.get_user("bob") is None
+        place.now = 1.0
+        await store.ensure_user("eve", "org", vm_mode="local")
+        after = place.cut(disk)
+    assert place.faults == ["fsync_error semibot.db-wal", "disk_full semibot.db-wal"]
+    async with open_sqlite_store(
+        database(after), ports=ports_on(after), deadlines=Deadlines()
+    ) as store:
+        found = {name for name in ("ann", "bob", "eve") if await store.get_user(name) is not None}
+    assert found == {"ann", "eve"}
+
+
+async def test_a_store_that_does_not_sync_is_found_out(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    connect = sqlite._Engine._connect
+
+    def careless(engine: sqlite._Engine) -> apsw.Connection:
+        connection = connect(engine)
+        connection.execute("PRAGMA synchronous = off")
+        return connection
+
+    monkeypatch.setattr(sqlite._Engine, "_connect", careless)
+    lost = [seed for seed in range(20) if await crash(place, seed, errors=False)]
+    assert len(lost) > 5

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import os
 import subprocess
@@ -109,7 +110,7 @@ def test_a_child_that_is_left_is_seen_and_killed(lives: str) -> None:
         child = subprocess.Popen(["/bin/sh", "-c", program])  # noqa: ASYNC220 - planted
         children.append(child)
         if lives == "zombie":
-            os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)
+            os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)  # noqa: ASYNC222 - planted
         await trio.lowlevel.checkpoint()
         child.kill()
         child.wait()
@@ -127,7 +128,7 @@ def test_a_grandchild_that_is_left_is_seen_and_killed() -> None:
             pass
 
     report = cancel_everywhere(scenario, mock_clock=False)
-    assert any("is left: sleep (alive)" in problem for problem in report.problems)
+    assert any("(alive)" in problem for problem in report.problems)
 
 
 @pytest.mark.parametrize(("threads", "is_seen"), [(0, True), (1, False)])
@@ -136,13 +137,13 @@ def test_a_thread_that_is_left_is_seen_unless_it_may_be(threads: int, is_seen: b
 
     async def scenario() -> None:
         releases.append(threading.Event())
-        timer = threading.Timer(5, releases[-1].set)  # so that a failure does not hang
-        timer.daemon = True
         with trio.move_on_after(0.01):
             await trio.to_thread.run_sync(releases[-1].wait, abandon_on_cancel=True)
 
     def audit() -> None:
-        releases.pop().set()
+        for release in releases:
+            release.set()
+        releases.clear()
 
     report = cancel_everywhere(scenario, audit=audit, mock_clock=False, threads=threads)
     assert any("threads are left" in problem for problem in report.problems) is is_seen
@@ -318,9 +319,10 @@ class Conversation:
             await self.talk(FaultyStream(ours))
 
     async def echo(self, stream: trio.StapledStream) -> None:
-        async with stream:
-            while data := await stream.receive_some():
-                await stream.send_all(data)
+        with contextlib.suppress(trio.BrokenResourceError):
+            async with stream:
+                while data := await stream.receive_some():
+                    await stream.send_all(data)
         await trio.sleep_forever()
 
     async def talk(self, stream: FaultyStream) -> None:
@@ -331,7 +333,7 @@ class Conversation:
         except trio.BrokenResourceError:
             await trio.sleep(self.waits)
             if self.error is ToolError:
-                raise ToolError("the stream broke", code="BROKEN") from None
+                raise ToolError("the stream broke") from None
             if self.error is not None:
                 raise self.error from None
         finally:

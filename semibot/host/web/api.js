@@ -60,6 +60,9 @@ export const api = {
   remove: async (id) => data(await send("DELETE", session(id))),
   cancel: async (id, runId) => data(await send("POST", `${chat(id)}/cancel`, { body: { run_id: runId } })),
 
+  /** How the user's execution plane stands. */
+  plane: async () => data(await send("GET", "/api/v1/vm/status")),
+
   /** Open the stream of a session, after `lastId`. */
   stream: (id, lastId, signal) =>
     send("GET", `${session(id)}/stream`, { signal, headers: { "Last-Event-ID": lastId } }),

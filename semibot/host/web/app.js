@@ -5,7 +5,7 @@ import { Conversation } from "./conversation.js";
 import { Conversations } from "./conversations.js";
 import { askForToken, askToDelete } from "./dialogs.js";
 import { Follower } from "./scrolling.js";
-import { explain } from "./words.js";
+import { describePlane, explain } from "./words.js";
 
 const $ = (id) => document.getElementById(id);
 const box = $("message");
@@ -77,6 +77,14 @@ function showControls() {
   $("delete").hidden = !shown || isGone;
   $("earlier").hidden = !shown?.earlier;
   $("welcome").hidden = Boolean(shown);
+}
+
+/** Say how the execution plane does, while somebody waits for an answer of it. */
+async function showPlane() {
+  const isWaiting = Boolean(shown?.current) && document.body.dataset.link === "up" && !document.hidden;
+  const status = isWaiting ? await api.plane().catch(() => null) : null;
+  const text = describePlane(status?.liveness);
+  if ($("plane").textContent !== text) $("plane").textContent = text;
 }
 
 function showTitle() {
@@ -233,6 +241,7 @@ addEventListener("popstate", readAddress);
 addEventListener("hashchange", readAddress);
 document.addEventListener("visibilitychange", () => document.hidden || conversations.refresh());
 onSignIn(askForToken);
+setInterval(showPlane, 5_000);
 
 open(null);
 readAddress();

@@ -50,6 +50,18 @@ export function describeReceipt(receipt) {
   };
 }
 
+/** How the execution plane does, from `liveness` of its status; nothing while all is well. */
+export function describePlane(liveness) {
+  const { state, block, heardMsAgo } = liveness || {};
+  if (state === "busy") return "The execution plane is busy; answers may be slow.";
+  if (state === "blocked" && block) {
+    return `The execution plane stood still for ${duration(block.seconds * 1000)}, held up by ${block.where}.`;
+  }
+  if (state === "silent") return `The execution plane has said nothing for ${duration(heardMsAgo)}; waiting for it.`;
+  if (state === "dead") return `The execution plane has said nothing for ${duration(heardMsAgo)} and may be gone.`;
+  return "";
+}
+
 /** A duration in milliseconds. */
 export function duration(milliseconds) {
   if (typeof milliseconds !== "number") return "";

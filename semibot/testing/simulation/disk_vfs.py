@@ -95,4 +95,3 @@ class _File(apsw.VFSFile):
         if self._syncs_names:
             self._syncs_names = False
             self._disk.sync_names(self._path.parent)
-

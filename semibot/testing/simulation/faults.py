@@ -7,8 +7,8 @@ A fault is a row of :data:`FAULTS`. To add one, write an ``async def strike(worl
 * ``prepare(world)`` is called once, before anything has started. It may put adapters into
   ``world.adapters`` (name -> function of a :class:`~.lives.Life` that returns an adapter
   factory), functions ``(life, ports) -> ports`` into ``world.port_changes`` (each life's ports
-  go through them), replace ``world.storage``, or add what it makes semibot log as an error to
-  ``world.expected_errors``. It is called only if the kind is enabled, so what it needs costs
+  go through them), or add what it makes semibot log as an error to ``world.expected_errors``.
+  It is called only if the kind is enabled, so what it needs costs
   nothing otherwise.
 * ``strike(world)`` makes it happen once. It runs in a task of its own beside everything else,
   may wait for a good moment, and is cancelled when the time for faults is over. It draws only
@@ -31,7 +31,7 @@ from typing import TYPE_CHECKING, Final
 import attrs
 import trio
 
-from .lives import HOST, Life
+from .lives import HOST
 from .network import HTTP, LINK, Connection
 
 if TYPE_CHECKING:
@@ -155,7 +155,7 @@ async def _duplicate(world: World) -> None:
 
 
 async def _good_moment(world: World) -> None:
-    """Wait until something is going on, or for the middle of a commit."""
+    """Wait until something is going on, or for one of the two ends of a commit."""
     roll = world.random.random()
     with trio.move_on_after(8.0):
         if roll < 0.5:
@@ -166,9 +166,36 @@ async def _good_moment(world: World) -> None:
 
 
 async def _kill_host(world: World) -> None:
+    pause = world.random.choice([0.05, 2.0, 5.0, 15.0])
+    if world.random.random() < 0.4:
+        with trio.move_on_after(8.0):
+            await _cut_commit_in_two(world, pause)
+            return
     await _good_moment(world)
-    if world.processes.kill_and_restart(HOST, world.random.choice([0.05, 2.0, 5.0, 15.0])):
+    if world.processes.kill_and_restart(HOST, pause):
         world.hit("host_kill")
+
+
+async def _cut_commit_in_two(world: World, pause: float) -> None:
+    """Kill the host while it writes to its disk, between two of its writes and syncs."""
+    host = world.processes.host
+    left = world.random.randint(1, 8)
+    is_over = trio.Event()
+
+    def count(_: str) -> None:
+        nonlocal left
+        left -= 1
+        if not left:
+            host.disk.before_operation = None
+            if world.processes.host is host and world.processes.kill_and_restart(HOST, pause):
+                world.hit("host_kill")
+            is_over.set()
+
+    host.disk.before_operation = count
+    try:
+        await is_over.wait()
+    finally:
+        host.disk.before_operation = None
 
 
 async def _kill_vm(world: World) -> None:
@@ -214,18 +241,39 @@ async def _freeze(world: World) -> None:
 
 
 async def _step_clock(world: World) -> None:
-    life: Life = world.random.choice(world.processes.everyone)
-    life.clock.offset += world.random.choice([-7200.0, -60.0, -1.0, 1.0, 60.0, 3600.0, 7200.0])
-    life.clock.offset = max(-7200.0, min(7200.0, life.clock.offset))
-    world.trace.note("clock", life.name, life.clock.offset)
-    world.hit("clock_jump")
+    life = world.draw_life()
+    if life is not None:
+        step = world.random.choice([-7200.0, -60.0, -1.0, 1.0, 60.0, 3600.0, 7200.0])
+        life.clock.offset = max(-7200.0, min(7200.0, life.clock.offset + step))
+        world.trace.note("clock", life.name, life.clock.offset)
+        world.hit("clock_jump")
     await trio.lowlevel.checkpoint()
 
 
 async def _slow_disk(world: World) -> None:
-    life = world.random.choice(world.processes.everyone)
-    life.drive.on_slow = _hit(world, "slow_disk")
-    life.drive.slow_until = trio.current_time() + world.random.choice([0.1, 3.0, 20.0])
+    life = world.draw_life()
+    if life is not None:
+        until = trio.current_time() + world.random.choice([0.1, 3.0, 20.0])
+        life.drive.on_slow = _hit(world, "slow_disk")
+        life.drive.slow_until = life.drive.bad_until = until
+    await trio.lowlevel.checkpoint()
+
+
+async def _fail_syncs(world: World) -> None:
+    life = world.draw_life()
+    if life is not None:
+        seconds = world.random.choice([0.0, 3.0, 20.0])
+        life.drive.bad_until = trio.current_time() + seconds + 5.0
+        life.disk.fail_syncs(world.random.randint(1, 3), until=trio.current_time() + seconds)
+    await trio.lowlevel.checkpoint()
+
+
+async def _fill_disk(world: World) -> None:
+    life = world.draw_life()
+    if life is not None:
+        until = trio.current_time() + world.random.choice([0.1, 3.0, 20.0])
+        life.drive.bad_until = until
+        life.disk.fill(until=until)
     await trio.lowlevel.checkpoint()
 
 
@@ -271,6 +319,8 @@ FAULTS: Final = (
     Fault(kind="frozen_vm", strike=_freeze, excuses="silence while it stands still, and its deadlines"),
     Fault(kind="clock_jump", strike=_step_clock, excuses="nothing, up to two hours"),
     Fault(kind="slow_disk", strike=_slow_disk, excuses="reports may fail to be kept; answers are late"),
+    Fault(kind="fsync_error", strike=_fail_syncs, excuses="what is stored meanwhile may fail; a host may not start"),
+    Fault(kind="disk_full", strike=_fill_disk, excuses="as for fsync_error"),
     Fault(kind="stalled_reader", strike=_stall_reader, excuses="the host may close its stream"),
     Fault(kind="delete_mid_run", strike=_delete_mid_run, excuses="the session is not looked at any more"),
 )  # fmt: skip

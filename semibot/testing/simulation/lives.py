@@ -1,19 +1,18 @@
 """Processes of a simulation, which can be killed, stopped, frozen and started again.
 
 A killed process keeps running until its clean-up is done, but it is dead for everybody: its
-connections are gone, and its disk is a copy that nobody looks at any more. The next life goes
-on with the disk as it was at the moment of the kill.
+connections are gone, and nobody looks at its disk any more. The next life goes on with a copy of
+the disk as a kill or a loss of power left it.
 """
 
 from __future__ import annotations
 
 import contextvars
-import shutil
 import zlib
 from collections.abc import Awaitable, Callable
 from datetime import datetime, timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, Protocol, final
+from typing import TYPE_CHECKING, Final, final
 
 import attrs
 import structlog
@@ -23,6 +22,7 @@ from semibot.errors import LinkRefused
 from semibot.ports import Ports
 from semibot.testing.ports import EPOCH, simulated_ports
 
+from .disk import SimulatedDisk
 from .happenings import Ended
 from .network import LINK
 from .pipes import Machine
@@ -36,30 +36,6 @@ HOST: Final = "host"
 
 life_of_task: contextvars.ContextVar[Life] = contextvars.ContextVar("semibot_simulated_life")
 """Which process a task belongs to."""
-
-
-class Storage(Protocol):
-    """Where the files of processes are, and what is left of them after a kill."""
-
-    def crash(self, life: Life, copy: Path) -> None:
-        """Make *copy* what the next life finds, as *life* is killed now."""
-        ...
-
-    def end(self, life: Life) -> None:
-        """A life has ended, killed or not: nothing of it uses its files any more."""
-        ...
-
-
-@final
-class CopiedFiles:
-    """Storage that keeps everything that was written, synced or not: as after SIGKILL."""
-
-    def crash(self, life: Life, copy: Path) -> None:
-        """Copy the whole directory."""
-        shutil.copytree(life.directory, copy)
-
-    def end(self, life: Life) -> None:
-        """Do nothing."""
 
 
 @final
@@ -86,8 +62,8 @@ class Life:
     """``host``, or ``vm-`` and the user."""
     number: int
     """Counts the lives of its kind."""
-    directory: Path
-    """Its disk."""
+    disk: SimulatedDisk
+    """Where its files are."""
     drive: Drive
     """How fast that is."""
     body: Callable[[Life], Awaitable[None]]
@@ -123,6 +99,11 @@ class Life:
         self.machine = Machine(self.name)
 
     @property
+    def directory(self) -> Path:
+        """Where its files are."""
+        return self.disk.directory
+
+    @property
     def is_host(self) -> bool:
         """Whether it is a host."""
         return self.kind == HOST
@@ -149,6 +130,7 @@ class Life:
             simulated_ports(zlib.crc32(seed.encode())),
             wall_clock=self.clock,
             threads=SimulatedThreads(self.machine, f"threads {seed}", self.drive),
+            disk=self.disk,
             dial=self.world.network.dial(self.machine, LINK),
             listen=self.world.network.listen(self.machine),
         )
@@ -156,9 +138,8 @@ class Life:
             ports = change(self, ports)
         return ports
 
-    def kill(self, how: str, copy: Path) -> None:
-        """End it as SIGKILL or a power cut does; *copy* becomes its disk as it was."""
-        self.world.storage.crash(self, copy)
+    def kill(self, how: str) -> None:
+        """End it; see :meth:`.pipes.Machine.die`."""
         self.machine.die(how)
         listening = self.world.network.listening
         if listening is not None and listening.machine is self.machine:
@@ -187,6 +168,5 @@ class Life:
                     violate("nothing_left", f"{self.name} left {end.out.name} open")
                     end.close_now()
                 self.machine.is_dead = True
-            self.world.storage.end(self)
             self.has_ended.set()
             self.world.tell(Ended(life=self))

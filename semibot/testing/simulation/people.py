@@ -118,35 +118,11 @@ class Speaker:
                     world.tell(Posted(session_id=found, run_id=run_id, key=key))
                     if session_id is None and self.session_id is None:
                         self.session_id = found
-                    return await self._follow(exchange, found, run_id)
+                    name = f"{self._name} {run_id[:6]}"
+                    return await follow_run(world, exchange, found, run_id, name) is not None
             except BROKEN:
                 return False
         return True
-
-    async def _follow(self, exchange: Exchange, session_id: str, run_id: str) -> bool:
-        """Read the answer to a POST; return whether the run's end was among it."""
-        world = self._world
-        decoder = SseDecoder(LARGEST_EVENT)
-        has_ended = False
-        last: EventId | None = None
-        name = f"{self._name} {run_id[:6]}"
-        while data := await exchange.receive():
-            for message in decoder.feed(data):
-                event = json.loads(message.data)
-                this = EventId.parse(message.id)
-                world.trace.note(name, message.id, event["type"])
-                if event["type"] == "resync":
-                    last = None
-                    continue
-                world.tell(
-                    Read(who=name, session_id=session_id, id=this, name=message.event, event=event)
-                )
-                world.tell(
-                    RunRead(run_id=run_id, before=last, has_ended=has_ended, id=this, event=event)
-                )
-                last = this
-                has_ended = event["type"] in TERMINAL
-        return has_ended
 
     async def _cancel(self, session_id: str) -> None:
         world = self._world
@@ -178,3 +154,35 @@ class Speaker:
         if status not in {0, -1, 503}:
             self._world.violate("no_failure", f"delete: {status}")
         return False
+
+
+async def follow_run(
+    world: World, exchange: Exchange, session_id: str, run_id: str, name: str
+) -> str | None:
+    """Read the answer to a POST; return how the run ended, None if that did not come.
+
+    That is the type of its terminal event, or the code of its error.
+    """
+    decoder = SseDecoder(LARGEST_EVENT)
+    end: str | None = None
+    last: EventId | None = None
+    while data := await exchange.receive():
+        for message in decoder.feed(data):
+            event = json.loads(message.data)
+            this = EventId.parse(message.id)
+            kind = str(event["type"])
+            world.trace.note(name, message.id, kind)
+            if kind == "resync":
+                last = None
+                continue
+            world.tell(
+                Read(who=name, session_id=session_id, id=this, name=message.event, event=event)
+            )
+            world.tell(
+                RunRead(
+                    run_id=run_id, before=last, has_ended=end is not None, id=this, event=event
+                )
+            )
+            last = this
+            end = str(event.get("code", kind)) if kind in TERMINAL else None
+    return end

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import shutil
+import random
 from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, final
@@ -11,6 +11,7 @@ import trio
 
 from semibot.errors import LinkRefused
 
+from .disk import SimulatedDisk
 from .happenings import Killed
 from .lives import HOST, Life
 from .planes import run_host, run_vm
@@ -47,10 +48,10 @@ class Processes:
         self.doubled: Final[set[str]] = set()
         """Kinds of which there were two at once."""
         self._number: Counter[str] = Counter()
-        self._directories = {kind: directory / f"{kind}-0" for kind in kinds}
         self._reports: dict[str, set[str]] = {kind: set() for kind in kinds}
-        for each in self._directories.values():
-            each.mkdir()
+        self._disks: dict[str, SimulatedDisk] = {}
+        self._old_disks: list[SimulatedDisk] = []
+        self._draw = random.Random(f"disks {world.seed}")  # noqa: S311 - reproducible on purpose
 
     @property
     def host(self) -> Life:
@@ -67,8 +68,27 @@ class Processes:
         return [life for kind, life in self.lives.items() if kind != HOST]
 
     def directory_of(self, kind: str) -> Path:
-        """Return the newest disk of a kind."""
-        return self._directories[kind]
+        """Return where the newest disk of a kind is."""
+        if kind in self._disks:
+            return self._disks[kind].directory
+        directory = self._directory / f"{kind}-0"
+        directory.mkdir(exist_ok=True)
+        return directory
+
+    def insert_disks(self) -> None:
+        """Give every process a disk, with the files that are there already."""
+        for kind in self.kinds:
+            self._disks[kind] = SimulatedDisk(
+                self.directory_of(kind),
+                self._draw,
+                now=trio.current_time,
+                on_fault=lambda kind, _: self._world.hit(kind),
+            )
+
+    def remove_disks(self) -> None:
+        """Forget every disk; nothing may run any more."""
+        for disk in (*self._old_disks, *self._disks.values()):
+            disk.close()
 
     def wanted_reports(self) -> set[str]:
         """Return what the newest disks of VMs have to deliver, or have delivered."""
@@ -81,7 +101,7 @@ class Processes:
             world=self._world,
             kind=kind,
             number=self._number[kind],
-            directory=self._directories[kind],
+            disk=self._disks[kind],
             drive=Drive(self._world.disk_delay),
             body=run_host if kind == HOST else run_vm,
             reports=self._reports[kind],
@@ -99,8 +119,10 @@ class Processes:
         how = self._world.random.choice(["fin", "reset", "silent"])
         self._world.trace.note("kill", life.name, how)
         copy = self._directory / f"{kind}-{self._number[kind]}"
-        life.kill(how, copy)
-        self._directories[kind] = copy
+        disk = life.disk
+        self._old_disks.append(disk)
+        self._disks[kind] = disk.cut_power(copy) if how == "silent" else disk.kill(copy)
+        life.kill(how)
         self._world.tell(Killed(life=life))
         return True
 
@@ -144,8 +166,7 @@ class Processes:
         if not life.is_alive or life.ask_to_stop.is_set():
             return False
         copy = self._directory / f"{kind}-{self._number[kind]}-twin"
-        shutil.copytree(life.directory, copy)
-        self._directories[kind] = copy
+        self._disks[kind] = life.disk.kill(copy)  # a copy, as somebody may make one
         self._reports[kind] = set()
         self.twins.append(life)
         self.doubled.add(kind)
@@ -165,7 +186,8 @@ class Processes:
                 other = others[-1]
                 self.twins.remove(other)
                 self.lives[life.kind] = other
-                self._directories[life.kind] = other.directory
+                self._old_disks.append(life.disk)
+                self._disks[life.kind] = other.disk
                 self._reports[life.kind] = other.reports
 
     async def end_twins(self) -> None:

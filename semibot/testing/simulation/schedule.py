@@ -13,7 +13,7 @@ from .database import undone
 from .faults import Fault, faults_named
 from .happenings import Finished, Posted, Tick
 from .lives import HOST
-from .people import Speaker
+from .people import Speaker, follow_run
 from .planes import host_settings, prepare_host
 
 if TYPE_CHECKING:
@@ -61,6 +61,7 @@ class Schedule:
                 fault.prepare(world)
         directory = world.processes.directory_of(HOST)
         await prepare_host(host_settings(directory, world.lost_after), world.users)
+        world.processes.insert_disks()
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._begin_all, nursery)
             nursery.start_soon(self._tick)
@@ -127,9 +128,10 @@ class Schedule:
                 fault.heal(world)
         for life in processes.everyone:
             life.drive.slow_until = 0.0
+            life.disk.heal()
         world.trace.note("healed")
         frozen = [life.frozen_until for life in processes.everyone]
-        await trio.sleep_until(max(frozen, default=0.0) + 1.0)
+        await trio.sleep_until(max([trio.current_time(), *frozen]) + 1.0)
         await processes.end_twins()
         if processes.doubled:  # the close of a link that was taken over may come late
             await trio.sleep(70)
@@ -181,18 +183,24 @@ class Schedule:
     async def _insist(self, user: str, path: str, name: str) -> None:
         world = self._world
         browser = Browser(world, user, f"last of {name}")
-        text = ""
+        status, end, refusals = 0, None, 0
         for attempt in range(30):  # the VM may still be waiting to dial again
             with trio.move_on_after(60):
-                text = await self._ask(browser, user, path, f"last-{attempt // 5}-{name}")
-            world.trace.note("last", name, attempt, text[:3])
-            if text and not text.startswith("503") and "TOO_MANY_SESSIONS" not in text:
+                key = f"last-{attempt // 5}-{refusals}-{name}"
+                status, end = await self._ask(browser, user, path, key)
+            world.trace.note("last", name, attempt, status, end)
+            if end == "TOO_MANY_SESSIONS":  # the others have not been put aside yet
+                refusals += 1
+            elif status not in {0, 503}:
                 break
             await trio.sleep(5)
-        if "execution_complete" not in text:  # a late cancel may have met it
-            world.violate("settles", f"{name}: the last message is not answered: {text[-300:]}")
+        if end != "execution_complete":  # a late cancel may have met it
+            world.violate("settles", f"{name}: the last message is not answered: {status} {end}")
 
-    async def _ask(self, browser: Browser, user: str, path: str, key: str) -> str:
+    async def _ask(
+        self, browser: Browser, user: str, path: str, key: str
+    ) -> tuple[int, str | None]:
+        """Say the last words once; return the status, 0 if nothing came, and how it ended."""
         world = self._world
         body: JsonObject = {
             "message": world.last_message,
@@ -201,18 +209,16 @@ class Schedule:
         }
         try:
             async with browser.open("POST", path, body, Idempotency_Key=key) as exchange:
-                text = f"{exchange.status}"
-                if exchange.status == 200:
-                    found = exchange.headers["x-session-id"]
-                    world.sessions.setdefault(found, user)
-                    run_id = exchange.headers["x-run-id"]
-                    world.tell(Posted(session_id=found, run_id=run_id, key=key))
-                while data := await exchange.receive():
-                    text += data.decode()
+                if exchange.status != 200:
+                    return exchange.status, (await exchange.read_all()).decode()[-300:]
+                session_id, run_id = (exchange.headers[name] for name in ("x-session-id", "x-run-id"))
+                world.sessions.setdefault(session_id, user)
+                world.tell(Posted(session_id=session_id, run_id=run_id, key=key))
+                name = f"last {run_id[:6]}"
+                return 200, await follow_run(world, exchange, session_id, run_id, name)
         except BROKEN as exc:
             world.trace.note("last broke off", repr(exc))
-            return ""
-        return text
+            return 0, None
 
     async def _read_up(self) -> None:
         """Let every reader come back once and see the rest."""

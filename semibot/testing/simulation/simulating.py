@@ -83,6 +83,7 @@ def simulate(
             world.trace.listener = lambda now, event: _show_happening(show, now, event)
         with _logs_of(world, show):
             ended_at = _run(world, schedule)
+        world.close()
     finally:
         shutil.rmtree(directory, ignore_errors=True)
     return _report(world, ended_at, time.perf_counter() - began)

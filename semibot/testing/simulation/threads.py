@@ -31,6 +31,8 @@ class Drive:
         self.usual_delay = usual_delay
         self.slow_until: float = 0.0
         """Until when jobs may take seconds, on Trio's clock."""
+        self.bad_until: float = -100.0
+        """Until when something is wrong with it, on Trio's clock."""
         self.on_slow: Callable[[], None] | None = None
         """Is told that one does."""
         self._phases = {phase: trio.lowlevel.ParkingLot() for phase in ("begun", "done")}

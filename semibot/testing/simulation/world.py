@@ -24,7 +24,7 @@ from .database import Rows, rows_of
 from .happenings import Dialled, Happening, Posted, Read, RunBegins, RunRests, Said
 from .invariants import watching
 from .links import Link
-from .lives import HOST, CopiedFiles, Life, SteppingClock, Storage
+from .lives import HOST, Life, SteppingClock
 from .network import LINK, Connection, Network
 from .people import Speaker, draw_message
 from .pipes import Machine
@@ -102,8 +102,6 @@ class World:
         """All connections."""
         self.processes: Final = Processes(self, directory, (HOST, *(f"vm-{u}" for u in self.users)))
         """The host and the VMs."""
-        self.storage: Storage = CopiedFiles()
-        """Their disks."""
         self.adapters: Final = {"graph": plan.adapter}
         """What makes the adapters of a VM, by runtime."""
         self.port_changes: Final[list[Callable[[Life, Ports], Ports]]] = []
@@ -218,13 +216,18 @@ class World:
         life = self._lives.get(machine)
         return "" if life is None else life.kind
 
+    def draw_life(self) -> Life | None:
+        """Return a process that runs, or None if none does."""
+        everyone = self.processes.everyone
+        return self.random.choice(everyone) if everyone else None
+
     def draw_vm(self) -> Life:
         """Return one of the VMs."""
         return self.random.choice(self.processes.vms())
 
     def is_disk_excused(self, life: Life) -> bool:
-        """Return whether a disk has been slow lately: what waited for it may have failed."""
-        return trio.current_time() < life.drive.slow_until + 20.0
+        """Return whether a disk has failed lately: what waited for it may have, too."""
+        return trio.current_time() < life.drive.bad_until + 20.0
 
     @property
     def links(self) -> list[Link]:
@@ -276,6 +279,10 @@ class World:
         reader = Reader(self, user, session_id, f"reader{len(self.readers)}")
         self.readers.append(reader)
         return reader
+
+    def close(self) -> None:
+        """Forget the disks; nothing runs any more."""
+        self.processes.remove_disks()
 
     def rows(self, sql: str, *values: str) -> Rows:
         """Return the answer to a question to the newest host's database."""

@@ -40,6 +40,10 @@ def talk(is_stubborn: bool) -> None:
     say(type="ready", features=[])
     for line in sys.stdin:
         frame = json.loads(line)
+        if frame["type"] == "snapshot":
+            say(type="snapshot_response", id=frame["id"], session_id="s", snapshot={})
+        if frame["type"] == "stop" and not is_stubborn:
+            return
         if frame["type"] != "user_message":
             continue
         _, count, pause, *_ = frame["payload"]["message"].split()

@@ -63,6 +63,7 @@ async def test_a_block_of_20_s_is_silence_and_then_a_function_with_a_stack(tmp_p
     async with open_plane(tmp_path) as plane:
         vm = await plane.up()
         beat(vm, lag_ms=0.0)
+        await quiet()
         seen = []
         for _ in range(29):
             await pass_time(mock_clock, 1)

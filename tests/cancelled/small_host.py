@@ -1,0 +1,251 @@
+"""A whole host in memory, people who ask it, and VMs that say what a scenario wants."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncGenerator, Mapping
+from contextlib import asynccontextmanager
+from typing import Any, Final
+from urllib.parse import urlencode
+
+import attrs
+import trials
+import trio
+from http_kit import Exchange
+from memory_network import MemoryListener
+from trials import Trial
+
+from semibot.config import Deadlines
+from semibot.config.settings import HostSettings
+from semibot.host.host import Host, open_host
+from semibot.host.server import App
+from semibot.ports import Ports
+from semibot.secret import Secret
+from semibot.security.tokens import Tokens
+from semibot.testing import simulated_ports
+from semibot.testing.ports import SimulatedWallClock
+
+KEY: Final = Secret("correct-length-and-quite-random-8f2a61c0")
+TOKENS: Final = Tokens(KEY, SimulatedWallClock(), 12 * 3600.0)
+
+BOUNDS: Final = Deadlines()
+
+LEAVING: Final = (
+    BOUNDS.vm_stop + BOUNDS.child_kill_grace + BOUNDS.channel_close + BOUNDS.store_commit
+)
+"""What leaving ``open_host`` may take."""
+
+HTTP: Final[Mapping[str, object]] = {
+    "type": "http",
+    "asgi": {"version": "3.0"},
+    "http_version": "1.1",
+    "scheme": "http",
+    "query_string": b"",
+    "root_path": "",
+    "client": ("127.0.0.1", 5),
+    "server": ("127.0.0.1", 80),
+    "extensions": {"semibot": {"stalled": lambda: False}},
+}
+
+
+def settings(trial: Trial, **changes: Any) -> HostSettings:
+    """Return the settings of a host whose users bring their VMs."""
+    known: dict[str, Any] = {
+        "data_dir": trial.database.parent,
+        "host": "192.0.2.1",
+        "jwt_secret": KEY,
+        "deadlines": BOUNDS,
+    }
+    return HostSettings(**{**known, **changes})
+
+
+@asynccontextmanager
+async def open_small_host(
+    trial: Trial, ports: Ports | None = None, *, announces: bool = True, **changes: Any
+) -> AsyncGenerator[Host]:
+    """Open a host, and let ``ann`` bring her VM."""
+    async with open_host(settings(trial, **changes), ports=ports or simulated_ports()) as host:
+        store = host._core.store
+        if "jwt_secret" not in changes:
+            await store.ensure_user("ann", "org", vm_mode="external")
+            await store.ensure_vm("ann", "vm-ann", "external")
+        if announces:
+            await host.announce("http://127.0.0.1:8080")
+        yield host
+
+
+# --- people -----------------------------------------------------------------------------
+
+
+@asynccontextmanager
+async def open_request(
+    app: App, method: str, path: str, body: object = None
+) -> AsyncGenerator[Exchange]:
+    """Begin a request of ``ann``; the block's end is the end of her connection."""
+    exchange = Exchange()
+    data = b"" if body is None else json.dumps(body).encode()
+    headers = {
+        "host": "127.0.0.1:80",
+        "content-type": "application/json",
+        "content-length": str(len(data)),
+        "authorization": "Bearer " + TOKENS.make_user_token("ann", "org"),
+    }
+    scope = {
+        **HTTP,
+        "method": method,
+        "path": path,
+        "raw_path": path.encode(),
+        "headers": [(name.encode(), value.encode()) for name, value in headers.items()],
+    }
+    exchange.feed(data)
+
+    async def serve() -> None:
+        await app(scope, exchange.receive, exchange.send)
+        exchange.returned()
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(serve)
+        yield exchange
+        exchange.disconnect()
+        nursery.cancel_scope.cancel()
+
+
+async def ask(app: App, method: str, path: str, body: object = None) -> Exchange:
+    """Make a request, and return the whole answer."""
+    async with open_request(app, method, path, body) as exchange:
+        await exchange.wait_returned()
+    return exchange
+
+
+# --- VMs --------------------------------------------------------------------------------
+
+
+@attrs.define(eq=False, slots=False)
+class HandVm:
+    """One socket of a VM, from the VM's end."""
+
+    app: App
+    trial: Trial
+    user: str = "ann"
+    boot: str = "boot-a"
+    dial: int = 1
+    ticket: str | None = None
+    tokens: Tokens = TOKENS
+    close_code: int | None = None
+    seqs: dict[str, int] = attrs.field(factory=dict[str, int])
+    """The next number of each session."""
+    _heard: list[dict[str, Any]] = attrs.field(factory=list[dict[str, Any]])
+    _news: trio.Event = attrs.field(factory=trio.Event)
+
+    def __attrs_post_init__(self) -> None:
+        self._put, self._received = trio.open_memory_channel[dict[str, Any]](1000)
+
+    # --- the socket -------------------------------------------------------------------
+
+    async def serve(self) -> None:
+        """Be connected until the host is done with it."""
+        query = {"user_id": self.user, **({"ticket": self.ticket} if self.ticket else {})}
+        scope = {
+            **HTTP,
+            "type": "websocket",
+            "path": "/ws/vm",
+            "headers": [(b"host", b"127.0.0.1:80")],
+            "query_string": urlencode(query).encode(),
+        }
+        self._put.send_nowait({"type": "websocket.connect"})
+        try:
+            await self.app(scope, self._receive, self._send)
+        finally:
+            self._news.set()
+
+    async def _receive(self) -> dict[str, Any]:
+        try:
+            return await self._received.receive()
+        except trio.EndOfChannel:
+            return {"type": "websocket.disconnect", "code": 1006}
+
+    async def _send(self, message: Any) -> None:
+        await trio.lowlevel.checkpoint()
+        if message["type"] == "websocket.send":
+            frame = json.loads(message["text"])
+            for each in frame["frames"] if frame["type"] == "batch" else [frame]:
+                self._note_ack(each)
+                self._heard.append(each)
+        elif message["type"] == "websocket.close":
+            self.close_code = message["code"]
+        self._news.set()
+        self._news = trio.Event()
+
+    def _note_ack(self, frame: dict[str, Any]) -> None:
+        """Note what the host has acknowledged: it has to be in the store."""
+        if frame["type"] == "ack":
+            acknowledged: Any = self.trial.parts.setdefault("events", [])
+            acknowledged += (frame.get("sessions") or {}).items()
+
+    def say(self, **frame: Any) -> None:
+        self._put.send_nowait({"type": "websocket.receive", "text": json.dumps(frame)})
+
+    def hang_up(self) -> None:
+        self._put.close()
+
+    async def hear(self, kind: str, **fields: Any) -> dict[str, Any]:
+        """Wait for a frame of a kind, and take it."""
+        while True:
+            for frame in self._heard:
+                if frame["type"] == kind and all(frame.get(k) == v for k, v in fields.items()):
+                    self._heard.remove(frame)
+                    return frame
+            assert self.close_code is None, f"closed with {self.close_code}"
+            await self._news.wait()
+
+    # --- what VMs do ------------------------------------------------------------------
+
+    def token(self) -> str:
+        return self.tokens.make_vm_token(self.user, "org" if self.user == "ann" else self.user)
+
+    async def come_up(self, **sessions: Any) -> None:
+        """Introduce itself up to ``resume_response``."""
+        self.say(
+            type="auth",
+            token=self.token(),
+            protocol={"min": 1, "max": 2},
+            boot_id=self.boot,
+            dial=self.dial,
+        )
+        await self.hear("init")
+        self.say(type="resume", pending_ids=[], sessions=sessions)
+        await self.hear("resume_response")
+
+    def event(self, session_id: str, run_id: str, kind: str, **data: Any) -> None:
+        seq = self.seqs[session_id] = self.seqs.get(session_id, 0) + 1
+        body = {"type": kind, "run_id": run_id, **data}
+        if kind == "text_chunk":
+            del body["run_id"]
+        self.say(
+            type="sse_event",
+            session_id=session_id,
+            term=1,
+            seq=seq,
+            run_id=run_id,
+            data=json.dumps(body),
+        )
+
+    async def begin(self) -> tuple[str, str]:
+        """Take the next message and begin its run; return session and run."""
+        message = await self.hear("user_message")
+        session_id, run_id = message["session_id"], message["run_id"]
+        self.event(session_id, run_id, "run_started", message_id="m", message="hi")
+        self.say(type="ack", commands=[message["command_id"]])
+        return session_id, run_id
+
+    def end(self, session_id: str, run_id: str, **end: Any) -> None:
+        self.event(session_id, run_id, "execution_complete", **(end or {"final_response": "done"}))
+
+    async def answer(self) -> None:
+        """Answer the next message."""
+        session_id, run_id = await self.begin()
+        self.event(session_id, run_id, "text_chunk", content="one")
+        self.end(session_id, run_id)
+
+
+__all__ = ["HandVm", "MemoryListener", "ask", "open_request", "open_small_host", "trials"]

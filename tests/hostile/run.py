@@ -1,0 +1,47 @@
+"""Attack everything that reads what strangers say: ``python tests/hostile/run.py --examples 20000``.
+
+Ends with 1, and shows the smallest input that does it, if something does not hold.
+"""
+# What it prints is its answer.
+# ruff: noqa: T201
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+import time
+import traceback
+
+import structlog
+from hostile_targets import TARGETS, attack
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--examples", type=int, default=20_000, help="inputs for each reader")
+    parser.add_argument("--only", default="", help="readers whose names contain this")
+    options = parser.parse_args()
+    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.CRITICAL))
+    failures = 0
+    for target in TARGETS:
+        if options.only not in target.name:
+            continue
+        start = time.monotonic()
+        try:
+            outcome = attack(target, options.examples)
+        except Exception:  # noqa: BLE001 - whatever it is, it is the finding
+            failures += 1
+            traceback.print_exc()
+            print(f"{target.name}: FAILED", flush=True)
+            continue
+        print(
+            f"{target.name}: {outcome.accepted} accepted, {outcome.refused} refused, "
+            f"slowest {outcome.slowest * 1000:.1f} ms, {time.monotonic() - start:.0f} s",
+            flush=True,
+        )
+    return 1 if failures else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
