@@ -24,6 +24,9 @@ from .settings import DEFAULT_PORT, HostSettings, Provider, RunMode
 FILE_NAME: Final = "semibot.toml"
 """The file that is read from the data directory if no other is named."""
 
+MAX_FILE_BYTES: Final = 8 * 1024
+"""Largest file that is read."""
+
 T = TypeVar("T")
 
 _DURATION: Final = re.compile(r"(\d{1,9})\s*(ms|s|m|h|d|)")
@@ -139,7 +142,11 @@ def _read_file(
     named = environment.get(FILE_VARIABLE)
     path = Path(named) if named else data_dir / FILE_NAME
     try:
-        text = path.read_text(encoding="utf-8")
+        with path.open("rb") as file:
+            data = file.read(MAX_FILE_BYTES + 1)
+        if len(data) > MAX_FILE_BYTES:
+            raise ConfigError(f"{path} has more than {MAX_FILE_BYTES} bytes")
+        text = data.decode("utf-8")
     except (FileNotFoundError, NotADirectoryError):
         if named:
             raise ConfigError(f"{FILE_VARIABLE} names {path}, which does not exist") from None
@@ -148,7 +155,7 @@ def _read_file(
         raise ConfigError(f"cannot read {path}: {exc}") from exc
     try:
         values = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as exc:
+    except (ValueError, RecursionError) as exc:  # a number may be too long for Python
         raise ConfigError(f"{path} is not TOML: {exc}") from exc
     unknown = sorted(set(values) - set(_VARIABLES))
     if unknown:
@@ -166,7 +173,7 @@ def _take(sources: list[_Source], key: str, read: Callable[[object], T], default
         if value is not None:
             try:
                 return read(value)
-            except (TypeError, ValueError) as exc:
+            except (TypeError, ValueError, RuntimeError) as exc:  # there may be no home directory
                 raise ConfigError(f"{source.name(key)}: {exc}") from None
     return default
 
@@ -177,6 +184,8 @@ def _take(sources: list[_Source], key: str, read: Callable[[object], T], default
 def _text(value: object) -> str:
     if not isinstance(value, str) or not value.strip():
         raise TypeError("expected a text that is not blank")
+    if "\0" in value:
+        raise ValueError("expected a text without a NUL")
     return value.strip()
 
 

@@ -199,10 +199,11 @@ def read_events(
     """See :meth:`~semibot.store.base.Store.read_events`; sizes are those of ``data``."""
     events: list[StoredEvent] = []
     room = max_bytes
+    at_once = FIRST_EVENTS
     while True:
         rows = db.execute(
             "SELECT * FROM events WHERE session_id = ? AND seq > ? ORDER BY seq LIMIT ?",
-            (session_id, after_seq, EVENTS_AT_ONCE),
+            (session_id, after_seq, at_once),
         )
         for row in rows:
             event = event_row(row)
@@ -211,8 +212,11 @@ def read_events(
                 return tuple(events)
             events.append(event)
             after_seq = event.seq
-        if len(rows) < EVENTS_AT_ONCE or room <= 0:
+        if len(rows) < at_once or room <= 0:
             return tuple(events)
+        # As many as will fit if they are like those so far: what is too much is read in vain.
+        usual = (max_bytes - room) // len(events) + 1
+        at_once = min(EVENTS_AT_ONCE, room // usual + 1)
 
 
 # --- resync ---------------------------------------------------------------------------

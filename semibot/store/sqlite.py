@@ -376,7 +376,8 @@ class _Reader:
             try:
                 return fn(database)
             finally:
-                self._connection.execute("ROLLBACK")
+                if self._connection.in_transaction:  # some errors end it
+                    self._connection.execute("ROLLBACK")
         except apsw.Error as exc:
             self._is_usable = False
             raise StoreError(f"cannot read: {_reason(exc)}") from exc

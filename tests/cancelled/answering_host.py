@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
 from collections import defaultdict
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
@@ -19,6 +18,14 @@ from semibot.channel import ControlChannel, open_control_channel
 from semibot.testing import faulty_ports, simulated_ports
 
 URL = "ws://host.test:8080/ws/vm"
+
+GONE = (
+    trio_websocket.ConnectionClosed,
+    trio_websocket.HandshakeError,
+    trio.BrokenResourceError,
+    trio.ClosedResourceError,
+)
+"""What a host sees of a VM that went away."""
 
 Behaviour = Callable[["AnsweringHost", HostLink], Awaitable[object]]
 """What the host does on one link; the link is cut when it returns."""
@@ -71,20 +78,19 @@ class AnsweringHost:
                 request = await trio_websocket.wrap_server_stream(nursery, stream)
                 link = HostLink(await request.accept(), request.path, stream)
                 self.links += 1
-                with contextlib.suppress(trio_websocket.ConnectionClosed):
-                    await behaviour(self, link)
+                await behaviour(self, link)
                 nursery.cancel_scope.cancel()
-        except* (trio_websocket.HandshakeError, trio.BrokenResourceError):
-            pass  # the VM went away
+        except* GONE:
+            pass
         finally:
             await trio.aclose_forcefully(stream)
 
     async def bring_up(self, link: HostLink) -> None:
         """Take ``auth``, say ``init``; take ``resume``, and say where each session stands."""
         await link.introduce(self._level)
-        if self._level >= 2 or self.links > 1:
+        if self._level >= 2:
             known = {name: {"acked_seq": seq} for name, seq in self.seen.items()}
-            await link.settle(sessions=known if self._level >= 2 else None)
+            await link.settle(sessions=known)
 
     async def answer(self, link: HostLink, count: float = math.inf) -> None:
         """Answer *count* frames that are no heartbeats, or all."""
@@ -97,6 +103,8 @@ class AnsweringHost:
         match frame:
             case {"type": "heartbeat"}:
                 await link.send({"type": "heartbeat", "echo": frame.get("sent_at")})
+            case {"type": "resume"}:  # of level 1, which comes with reconnects only
+                await link.send({"type": "resume_response", "results": {}})
             case {"type": "request", "id": id}:
                 await link.send({"type": "response", "id": id, "result": {}, "error": None})
             case {"type": "sse_event", "session_id": session_id, "seq": seq}:

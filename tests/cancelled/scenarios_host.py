@@ -246,12 +246,15 @@ async def start_a_vm(trial: Trial) -> None:
             )
             await connect(nursery, vm)
             vms.append((process, vm))
+            has_connected.set()
 
         vms: list[tuple[MemoryVmProcess, HandVm]] = []
+        has_connected = trio.Event()
         async with open_small_host(trial, starter.ports(), announces=False, **LOCAL) as host:
             keep(trial, host)
             nursery.start_soon(be_a_vm, host, 1)
             await host.announce("http://127.0.0.1:8080")
+            await has_connected.wait()
             process, vm = vms[0]
             process.end(1)
             vm.hang_up()
@@ -342,10 +345,7 @@ async def supersede(trial: Trial) -> None:
         async with open_request(host.asgi, "POST", START, {"message": "hi"}):
             session_id, run_id = await old.begin()
             old.event(session_id, run_id, "text_chunk", content="one")
-            new = HandVm(host.asgi, trial, dial=2, seqs=dict(old.seqs))
-            nursery.start_soon(new.serve)
-            held = {"term": 1, "first_seq": 1, "last_seq": 2}
-            await new.come_up(**{session_id: held})
+            new = await connect(nursery, HandVm(host.asgi, trial, dial=2, events=old.events))
             new.end(session_id, run_id)
             await new.hear("ack", sessions={session_id: 3})
         assert old.close_code == 4009
@@ -438,16 +438,17 @@ async def refuse_strangers(trial: Trial) -> None:
 
 # --- the server ---------------------------------------------------------------------------
 
-GET: Final = b"GET /healthz HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n"
+GET: Final = b"GET /livez HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n"
 
 
 async def serve_in_memory(trial: Trial) -> None:
     """Answer two requests on a connection, one half a head, and end an idle one."""
     listener = MemoryListener()
     ports = attrs.evolve(simulated_ports(), listen=listener.listen)
+    hasty = attrs.evolve(BOUNDS, http_request_head=3)
     async with (
         open_small_host(trial, ports) as host,
-        open_server(host.asgi, "host", 80, deadlines=BOUNDS, ports=ports) as server,
+        open_server(host.asgi, "host", 80, deadlines=hasty, ports=ports) as server,
     ):
         keep(trial, host)
         trial.parts["server"] = server
@@ -456,7 +457,9 @@ async def serve_in_memory(trial: Trial) -> None:
         await peer.send_all(GET + GET)
         data = b""
         while data.count(b"HTTP/1.1 200") < 2:
-            data += await peer.receive_some()
+            piece = await peer.receive_some()
+            assert piece, data
+            data += piece
         refused = b""
         while piece := await slow.receive_some():
             refused += piece

@@ -132,13 +132,15 @@ class HandVm:
     ticket: str | None = None
     tokens: Tokens = TOKENS
     close_code: int | None = None
-    seqs: dict[str, int] = attrs.field(factory=dict[str, int])
-    """The next number of each session."""
+    has_ended: bool = False
+    events: dict[str, list[dict[str, Any]]] = attrs.field(factory=dict[str, list[dict[str, Any]]])
+    """What each session has said; the next process or link goes on from there."""
     _heard: list[dict[str, Any]] = attrs.field(factory=list[dict[str, Any]])
     _news: trio.Event = attrs.field(factory=trio.Event)
 
     def __attrs_post_init__(self) -> None:
         self._put, self._received = trio.open_memory_channel[dict[str, Any]](1000)
+        self._put.send_nowait({"type": "websocket.connect"})
 
     # --- the socket -------------------------------------------------------------------
 
@@ -152,10 +154,10 @@ class HandVm:
             "headers": [(b"host", b"127.0.0.1:80")],
             "query_string": urlencode(query).encode(),
         }
-        self._put.send_nowait({"type": "websocket.connect"})
         try:
             await self.app(scope, self._receive, self._send)
         finally:
+            self.has_ended = True
             self._news.set()
 
     async def _receive(self) -> dict[str, Any]:
@@ -195,7 +197,7 @@ class HandVm:
                 if frame["type"] == kind and all(frame.get(k) == v for k, v in fields.items()):
                     self._heard.remove(frame)
                     return frame
-            assert self.close_code is None, f"closed with {self.close_code}"
+            assert not self.has_ended, f"no {kind}; closed with {self.close_code}"
             await self._news.wait()
 
     # --- what VMs do ------------------------------------------------------------------
@@ -203,8 +205,8 @@ class HandVm:
     def token(self) -> str:
         return self.tokens.make_vm_token(self.user, "org" if self.user == "ann" else self.user)
 
-    async def come_up(self, **sessions: Any) -> None:
-        """Introduce itself up to ``resume_response``."""
+    async def come_up(self) -> None:
+        """Introduce itself up to ``resume_response``, and say again what was not committed."""
         self.say(
             type="auth",
             token=self.token(),
@@ -213,22 +215,33 @@ class HandVm:
             dial=self.dial,
         )
         await self.hear("init")
-        self.say(type="resume", pending_ids=[], sessions=sessions)
-        await self.hear("resume_response")
+        held = {
+            session_id: {"term": 1, "first_seq": 1, "last_seq": len(said)}
+            for session_id, said in self.events.items()
+        }
+        self.say(type="resume", pending_ids=[], sessions=held)
+        answer = await self.hear("resume_response")
+        for session_id, status in (answer.get("sessions") or {}).items():
+            for frame in self.events[session_id][status.get("acked_seq") or 0 :]:
+                self.say(**frame)
 
     def event(self, session_id: str, run_id: str, kind: str, **data: Any) -> None:
-        seq = self.seqs[session_id] = self.seqs.get(session_id, 0) + 1
-        body = {"type": kind, "run_id": run_id, **data}
-        if kind == "text_chunk":
-            del body["run_id"]
-        self.say(
-            type="sse_event",
-            session_id=session_id,
-            term=1,
-            seq=seq,
-            run_id=run_id,
-            data=json.dumps(body),
+        said = self.events.setdefault(session_id, [])
+        body = (
+            {"type": kind, **data}
+            if kind == "text_chunk"
+            else {"type": kind, "run_id": run_id, **data}
         )
+        frame = {
+            "type": "sse_event",
+            "session_id": session_id,
+            "term": 1,
+            "seq": len(said) + 1,
+            "run_id": run_id,
+            "data": json.dumps(body),
+        }
+        said.append(frame)
+        self.say(**frame)
 
     async def begin(self) -> tuple[str, str]:
         """Take the next message and begin its run; return session and run."""

@@ -159,8 +159,7 @@ def read_keys(data: bytes) -> None:
 def read_heads(data: bytes) -> None:
     heads = HeadFilter()
     for piece in _pieces(data):
-        passed = heads.feed(piece)
-        assert b"permessage-deflate" not in passed or heads.requests == 0 or heads.is_upgraded
+        heads.feed(piece)
 
 
 TARGETS = [

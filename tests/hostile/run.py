@@ -13,7 +13,6 @@ import sys
 import time
 import traceback
 
-import structlog
 from hostile_targets import TARGETS, attack
 
 
@@ -22,7 +21,7 @@ def main() -> int:
     parser.add_argument("--examples", type=int, default=20_000, help="inputs for each reader")
     parser.add_argument("--only", default="", help="readers whose names contain this")
     options = parser.parse_args()
-    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.CRITICAL))
+    logging.disable(logging.CRITICAL)
     failures = 0
     for target in TARGETS:
         if options.only not in target.name:

@@ -29,7 +29,7 @@ REDIAL_LIMIT = 5.0
 PAUSE = 0.1
 """Seconds between two pieces of the answer."""
 
-CALLS = 12
+CALLS = 8
 CALL_PAUSE = 0.4
 
 

@@ -29,6 +29,10 @@ STOP_BOUND = 12.0
 and what a busy machine adds, in seconds."""
 
 
+HURRY = 2.5
+"""What a host may take that was told to end twice: 2 s, and what a busy machine adds."""
+
+
 @asynccontextmanager
 async def open_bridges(plane: Plane, *behaviours: str) -> AsyncGenerator[list[Follower]]:
     """Begin a run of each kind that does not end; yields who follows them."""
@@ -100,20 +104,19 @@ async def test_stubborn_bridges_are_stopped_in_time_and_die_with_vm_and_host(tmp
             await check(plane, followers, "interrupted")
 
 
-async def test_a_bridge_that_floods_stderr_is_heard_all_the_same(tmp_path):
-    bounds = {"host_drain": 14.0}
-    async with open_plane(
-        tmp_path / "plane", deadlines=bounds, OPENCLAW_BRIDGE_CMD=COMMAND
-    ) as plane:
+async def test_a_bridge_that_floods_stderr_is_heard_and_no_bridge_keeps_a_hurried_host(tmp_path):
+    async with open_plane(tmp_path / "plane", OPENCLAW_BRIDGE_CMD=COMMAND) as plane:
         await wait_vm(plane)
         follower = Follower()
         config = {"runtime_type": "openclaw", "openclaw_config": {"behaviour": "flood"}}
         await plane.start(follower, "go", **config)
         assert follower.terminals[0]["final_response"] == "an answer"
-        # A host that is told to end gets rid of stubborn ones, too.
         async with open_bridges(plane, *STUBBORN):
             plane.process.terminate()
-            with trio.fail_after(bounds["host_drain"] + 1):
-                assert await plane.process.wait() == 0
+            with trio.fail_after(5):
+                while (await plane.ask("GET", "/readyz")).status == 200:
+                    pass
+            plane.process.terminate()
+            with trio.fail_after(HURRY):
+                await plane.process.wait()
             assert await seconds_until(lambda: not plane.processes(), ORPHAN_LIMIT) is not None
-        assert audit_runs(plane).problems == []

@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from freeze import REDIAL_LIMIT, run_freeze
+from freeze import CALLS, REDIAL_LIMIT, run_freeze
 
 QUICK = {"link_heartbeat": 0.3, "link_dead_after": 2.0}
 SECONDS = 5.0
@@ -12,4 +12,4 @@ async def test_a_vm_that_stood_still_goes_on_where_it_was(tmp_path):
     assert frozen.audit.problems == []
     assert frozen.redial < REDIAL_LIMIT
     assert frozen.outcomes == ("completed", "completed")
-    assert frozen.lines == 12
+    assert frozen.lines == CALLS

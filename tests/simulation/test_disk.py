@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 import itertools
 import os
 import random
@@ -166,9 +165,8 @@ def test_syncs_fail_and_room_is_missing_for_as_long_as_they_are_told_to(place: P
             append_text(path, "a", sync=disk.sync)
     place.now = 5.0
     disk.fill(until=9.0)
-    with pytest.raises(OSError) as caught:
+    with pytest.raises(OSError, match="No space left"):
         append_text(path, "a", sync=disk.sync)
-    assert caught.value.errno == errno.ENOSPC
     disk.heal()
     append_text(path, "a", sync=disk.sync)
 
@@ -311,7 +309,7 @@ async def crash(place: Place, seed: int, *, errors: bool) -> set[str]:
     """Let a store crash somewhere, then again; return what was acknowledged and is lost."""
     draw = random.Random(f"crash {seed}")
     disk = place.disk(seed)
-    left = draw.randrange(1, 150)
+    left = draw.randrange(1, 400)
     successors: list[SimulatedDisk] = []
     acknowledged: list[str] = []
 
@@ -391,5 +389,10 @@ async def test_a_store_that_does_not_sync_is_found_out(
         return connection
 
     monkeypatch.setattr(sqlite._Engine, "_connect", careless)
-    lost = [seed for seed in range(20) if await crash(place, seed, errors=False)]
-    assert len(lost) > 5
+    found = 0
+    for seed in range(20):
+        try:
+            found += bool(await crash(place, seed, errors=False))
+        except StoreError:  # the database is damaged
+            found += 1
+    assert found > 5

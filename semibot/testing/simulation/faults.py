@@ -263,7 +263,6 @@ async def _fail_syncs(world: World) -> None:
     life = world.draw_life()
     if life is not None:
         seconds = world.random.choice([0.0, 3.0, 20.0])
-        life.drive.bad_until = trio.current_time() + seconds + 5.0
         life.disk.fail_syncs(world.random.randint(1, 3), until=trio.current_time() + seconds)
     await trio.lowlevel.checkpoint()
 
@@ -272,7 +271,6 @@ async def _fill_disk(world: World) -> None:
     life = world.draw_life()
     if life is not None:
         until = trio.current_time() + world.random.choice([0.1, 3.0, 20.0])
-        life.drive.bad_until = until
         life.disk.fill(until=until)
     await trio.lowlevel.checkpoint()
 

@@ -158,10 +158,10 @@ class Life:
                 await self.body(self)
         except LinkRefused as exc:
             if not self.machine.is_dead:
-                self.world.refused(self, exc)
+                self.world.processes.refused(self, exc)
         except Exception as exc:  # noqa: BLE001 - a finding like any other
             if not self.machine.is_dead:
-                violate("no_failure", f"{self.name} failed: {exc!r}", exc)
+                self.world.processes.failed(self, exc)
         finally:
             if not self.machine.is_dead:
                 for end in tuple(self.machine.ends):

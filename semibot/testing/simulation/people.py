@@ -21,13 +21,13 @@ if TYPE_CHECKING:
 TERMINAL: Final = frozenset({"execution_complete", "execution_error"})
 """Types of the events that end a run."""
 
-MOST_READERS: Final = 3
+MOST_READERS: Final = 2
 """Readers that one speaker's conversation gets at most."""
 
 
 def draw_message(draw: random.Random) -> str:
     """Return something to say to the default adapter."""
-    if draw.random() < 0.01:  # more than a tail, a chunk or a resync holds
+    if draw.random() < 0.004:  # more than a tail, a chunk or a resync holds
         return "say 100 0.0 60000 -"
     count = draw.choice([0, 1, 3, 10, 30])
     delay = draw.choice([0.0, 0.01, 0.3, 2.0])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import random
 from collections import Counter
 from pathlib import Path
@@ -82,8 +83,14 @@ class Processes:
                 self.directory_of(kind),
                 self._draw,
                 now=trio.current_time,
-                on_fault=lambda kind, _: self._world.hit(kind),
+                on_fault=functools.partial(self._disk_failed, kind),
             )
+
+    def _disk_failed(self, kind: str, fault: str, _: str) -> None:
+        self._world.hit(fault)
+        for life in (self.lives[kind], *self.twins):
+            if life.kind == kind:
+                life.drive.note_failure()
 
     def remove_disks(self) -> None:
         """Forget every disk; nothing may run any more."""
@@ -145,7 +152,8 @@ class Processes:
         """End a process in order, within what it promises."""
         self._world.trace.note("stop", life.name)
         life.ask_to_stop.set()
-        with trio.move_on_after(STOPS_WITHIN) as scope:
+        # Who stands still begins to stop when it goes on.
+        with trio.move_on_at(max(trio.current_time(), life.frozen_until) + STOPS_WITHIN) as scope:
             await life.has_ended.wait()
         if scope.cancelled_caught:
             self._world.violate("no_failure", f"{life.name} does not stop")
@@ -189,6 +197,24 @@ class Processes:
                 self._old_disks.append(life.disk)
                 self._disks[life.kind] = other.disk
                 self._reports[life.kind] = other.reports
+
+    def failed(self, life: Life, error: Exception) -> None:
+        """Take note that a process has failed; it is started again, as a service is."""
+        if not self._world.is_disk_excused(life):
+            self._world.violate("no_failure", f"{life.name} failed: {error!r}", error)
+        self._world.trace.note("failed", life.name)
+        if life in self.twins:
+            self.twins.remove(life)
+        elif self.lives[life.kind] is life:
+            self._restart_after(life.kind, 1.0)
+
+    def heal_disks(self) -> None:
+        """End every fault of every disk."""
+        for disk in self._disks.values():
+            disk.heal()
+        for life in self.everyone:
+            life.drive.slow_until = 0.0
+            life.disk.heal()
 
     async def end_twins(self) -> None:
         """Leave one VM of each user."""

@@ -97,5 +97,5 @@ class Reader:
     async def live(self, draw: random.Random, until: trio.Event) -> None:
         """Come and go until *until* is set."""
         while not until.is_set() and not self.is_gone:
-            await self.follow(draw.choice([0.05, 1.0, 10.0, 40.0, 90.0]))
-            await trio.sleep(draw.expovariate(1 / 2.0))
+            await self.follow(draw.choice([0.05, 1.0, 10.0, 40.0, 90.0, 200.0]))
+            await trio.sleep(draw.expovariate(1 / draw.choice([0.5, 10.0])))

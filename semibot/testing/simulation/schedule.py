@@ -28,7 +28,7 @@ UP_WITHIN: Final = 30.0
 SPEAKERS: Final = 3
 """How many people talk at least."""
 
-TALKED_ABOUT: Final = 25
+TALKED_ABOUT: Final = 16
 """How often each of them says something, about, however long things go wrong."""
 
 LONGEST_PAUSE: Final = 1000.0
@@ -126,9 +126,7 @@ class Schedule:
         for fault in self._faults:
             if fault.heal is not None:
                 fault.heal(world)
-        for life in processes.everyone:
-            life.drive.slow_until = 0.0
-            life.disk.heal()
+        processes.heal_disks()
         world.trace.note("healed")
         frozen = [life.frozen_until for life in processes.everyone]
         await trio.sleep_until(max([trio.current_time(), *frozen]) + 1.0)

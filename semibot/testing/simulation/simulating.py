@@ -6,12 +6,14 @@ import contextlib
 import logging
 import random
 import shutil
+import signal
 import tempfile
+import threading
 import time
 import traceback
 from collections.abc import Callable, Generator, Iterable
 from pathlib import Path
-from typing import Final
+from typing import Final, final
 
 import trio
 import trio.testing
@@ -23,11 +25,13 @@ from .lives import life_of_task
 from .report import SimulationReport, Violation
 from .schedule import LONGEST_PAUSE, Schedule
 from .scheduler import seeded_scheduler
-from .trace import TooMuchHappened
 from .world import Plan, World
 
 REAL_SECONDS: Final = 20.0
 """How long a simulation may really take, in seconds, and 2 more for every faulty minute."""
+
+LAST_SECONDS: Final = 10.0
+"""How long the end of one that takes longer may take, in seconds."""
 
 MEMORY_DISK: Final = Path("/dev/shm")  # noqa: S108 - a new directory is made there
 """Where disks are simulated, if there is such a thing."""
@@ -103,63 +107,69 @@ def _run(world: World, schedule: Schedule) -> float:
 
     async def main() -> None:
         nonlocal ended_at
-        with trio.move_on_after(world.plan.faulty + LONGEST_PAUSE) as scope:
-            await schedule.run()
+        with world.scope:
+            with trio.move_on_after(world.plan.faulty + LONGEST_PAUSE) as scope:
+                await schedule.run()
+            if scope.cancelled_caught:
+                world.violate("within_limits", "the simulation does not end")
         ended_at = trio.current_time()
-        if scope.cancelled_caught:
-            world.violate("within_limits", "the simulation does not end")
 
     limit = REAL_SECONDS + world.plan.faulty / 30
-    with seeded_scheduler(world.seed, _is_frozen):
+    with seeded_scheduler(world.seed, _is_frozen), _alarm(limit + LAST_SECONDS):
         try:
             trio.run(
                 main,
                 clock=trio.testing.MockClock(autojump_threshold=0),
-                instruments=[_Stopwatch(time.monotonic() + limit)],
+                instruments=[_Stopwatch(world, time.monotonic() + limit)],
             )
-        except BaseExceptionGroup as group:
+        except (KeyboardInterrupt, SystemExit):
+            raise
+        except BaseException as exc:  # noqa: BLE001 - a finding like any other
+            group = BaseExceptionGroup("", [exc])
             if group.split(KeyboardInterrupt)[0] is not None:
                 raise
-            world.found.append((_cause(group), ended_at, _text(group)))
-        except Exception as exc:  # noqa: BLE001 - a finding like any other
-            world.found.append((_cause(exc), ended_at, _text(exc)))
+            name = "no_failure" if group.split(_TookTooLong)[0] is None else "within_limits"
+            text = "the simulation failed: " + "".join(traceback.format_exception(exc))
+            world.found.append((name, ended_at, text))
     return ended_at
 
 
-def _cause(exc: BaseException) -> str:
-    """Return which invariant an error of the simulation itself violates."""
-    leaves = [exc]
-    while any(isinstance(each, BaseExceptionGroup) for each in leaves):
-        leaves = [
-            leaf
-            for each in leaves
-            for leaf in (each.exceptions if isinstance(each, BaseExceptionGroup) else (each,))
-        ]
-    is_limit = any(isinstance(each, (TooMuchHappened, TookTooLong)) for each in leaves)
-    return "within_limits" if is_limit else "no_failure"
+class _TookTooLong(BaseException):
+    """Raised out of a simulation that passes its cap on real time and does not care."""
 
 
-def _text(exc: BaseException) -> str:
-    return "the simulation failed: " + "".join(traceback.format_exception(exc))
-
-
-class TookTooLong(BaseException):
-    """Raised out of a simulation that passes its cap on real time."""
-
-
+@final
 class _Stopwatch(trio.abc.Instrument):
-    """Ends a simulation that takes too long, as one does that never waits."""
+    """Ends a simulation that takes too long, such as one that never waits."""
 
-    def __init__(self, until: float) -> None:
+    def __init__(self, world: World, until: float) -> None:
+        self._world = world
         self._until = until
         self._steps = 0
 
     def after_task_step(self, task: trio.lowlevel.Task) -> None:
         self._steps += 1
         if self._steps % 1000 == 0 and time.monotonic() > self._until:
-            self._until = float("inf")
-            trio.lowlevel.current_root_task()
-            raise TookTooLong("it takes too long")
+            self._world.give_up("it takes too long")
+
+
+@contextlib.contextmanager
+def _alarm(seconds: float) -> Generator[None]:
+    """Break off what does not even let Trio run; only the main thread can."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def ring(*_: object) -> None:
+        raise _TookTooLong("something does not let go")
+
+    before = signal.signal(signal.SIGALRM, ring)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0.0)
+        signal.signal(signal.SIGALRM, before)
 
 
 def _is_frozen(task: trio.lowlevel.Task) -> bool:

@@ -37,6 +37,10 @@ class Drive:
         """Is told that one does."""
         self._phases = {phase: trio.lowlevel.ParkingLot() for phase in ("begun", "done")}
 
+    def note_failure(self) -> None:
+        """Take note that something has failed on it."""
+        self.bad_until = max(self.bad_until, trio.current_time())
+
     async def wait_commit(self, phase: str) -> None:
         """Wait until a commit has ``begun``, or is ``done`` but nobody knows it yet."""
         await self._phases[phase].park()

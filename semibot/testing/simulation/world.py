@@ -13,7 +13,6 @@ import attrs
 import trio
 
 from semibot.config.settings import HostSettings
-from semibot.errors import LinkRefused
 from semibot.ports import Ports
 from semibot.secret import Secret
 from semibot.security.tokens import Tokens
@@ -94,7 +93,7 @@ class World:
         """How many sessions a VM holds at once."""
         self.disk_delay: Final = draw.choice([0.002, 0.02, 0.2])
         """How long a job in a thread usually takes, in seconds."""
-        self.trace: Final = Trace(MOST_HAPPENINGS + int(200 * plan.faulty))
+        self.trace: Final = Trace(MOST_HAPPENINGS + int(200 * plan.faulty), self.give_up)
         """What happens."""
         self.network: Final = Network(
             plan.seed, self.trace, on_connect=self._on_connect, on_dial=self._on_dial
@@ -126,6 +125,8 @@ class World:
         """What VMs were asked to report, whether they could keep it or not."""
         self.hits: Final[Counter[str]] = Counter()
         """How often each kind of fault hit."""
+        self.scope: Final = trio.CancelScope()
+        """All of it."""
         self.found: Final[list[tuple[str, float, str]]] = []
         """Violations: invariant, time and text."""
         self._lives: dict[Machine, Life] = {}
@@ -151,6 +152,13 @@ class World:
             text += "\n" + "".join(traceback.format_exception(exc))
         self.found.append((invariant, trio.current_time(), text))
         self.trace.note("violation", invariant)
+        self.trace.remark("violation", invariant, text)
+
+    def give_up(self, reason: str) -> None:
+        """End the simulation, because it passes a cap."""
+        if not self.scope.cancel_called:
+            self.violate("within_limits", reason)
+            self.scope.cancel(reason)
 
     def hit(self, kind: str) -> None:
         """Take note that a fault has hit."""
@@ -249,10 +257,6 @@ class World:
     def _on_dial(self, machine: Machine, kind: str) -> None:
         if kind == LINK:
             self.tell(Dialled(machine=machine.name))
-
-    def refused(self, life: Life, error: LinkRefused) -> None:
-        """Take note that a VM has ended for good."""
-        self.processes.refused(life, error)
 
     # --- what there is ----------------------------------------------------------------
 
