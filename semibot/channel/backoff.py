@@ -32,8 +32,16 @@ class Backoff:
     failures: int = attrs.field(default=0, init=False)
     """Failures since the last reset."""
 
-    def next_delay(self) -> float:
-        """Count a failure and return how long to wait, in seconds, 0 to 30."""
+    def next_delay(self, spent: float = 0.0) -> float:
+        """Count a failure and return how long to wait, in seconds, 0 to 30.
+
+        Args:
+            spent: What the attempt that failed has taken, in seconds. A long one counts as
+                several: VMs that waited for the same silent host would else all dial again
+                within the second after their deadline.
+        """
+        while BASE_DELAY * 2**self.failures < min(spent, MAX_DELAY):
+            self.failures += 1
         longest = min(MAX_DELAY, BASE_DELAY * 2 ** min(self.failures, _MAX_DOUBLINGS))
         self.failures += 1
         return self._random.uniform(0.0, longest)

@@ -215,17 +215,18 @@ class ControlChannel:
         """
         backoff = Backoff(self._ports.random)
         while True:
+            began = trio.current_time()
             ended = await self._run_link()
             if ended.is_from_host and reaction_to(ended.code, ended.reason) == "final":
                 self._change("down", last_error=str(ended))
                 raise LinkRefused(ended.code, ended.reason)
-            held = 0.0 if self._up_at is None else trio.current_time() - self._up_at
-            if held >= STABLE_AFTER:
+            now = trio.current_time()
+            if self._up_at is not None and now - self._up_at >= STABLE_AFTER:
                 backoff.reset()
             self._change("down", last_error=str(ended))
             if self._is_closing:
                 await trio.sleep_forever()
-            delay = backoff.next_delay()
+            delay = backoff.next_delay(now - began if self._up_at is None else 0.0)
             log.info("link ended", reason=str(ended), redial_in=round(delay, 2))
             await trio.sleep(delay)
 

@@ -47,6 +47,8 @@ SEND_PIECE: Final = 16 * 1024
 MAX_STRANGER_BYTES: Final = 64 * 1024
 """Bytes of a WebSocket that are read before the app says that its peer is let in."""
 
+_CLOSE_FRAME: Final = b"\x88"  # hypercorn hands every frame of a WebSocket over by itself
+
 # ASGI's own types are open mappings; hypercorn and quart say the same with TypedDicts.
 Scope: TypeAlias = MutableMapping[str, Any]  # type: ignore[explicit-any]
 Message: TypeAlias = MutableMapping[str, Any]  # type: ignore[explicit-any]
@@ -169,6 +171,9 @@ class BoundedStream:
                 self.is_stalled = True
                 await self.abort()
                 raise trio.BrokenResourceError("the peer accepts nothing")
+        if self._heads.is_upgraded and data.startswith(_CLOSE_FRAME):
+            # Hypercorn refuses messages that are too big without telling the app.
+            self.stop_reading_in(self._deadlines.channel_close)
 
     def stop_reading_in(self, seconds: float) -> None:
         """Let the connection end after *seconds*, whatever the peer does."""

@@ -94,6 +94,8 @@ async def stream_reply(
             pause = backoff(attempt, source)
             if isinstance(exc, ModelError) and exc.retry_after is not None:
                 pause = max(pause, exc.retry_after)
+            # Whoever is cancelled meanwhile has no deadline left, and is to hear of that.
+            await trio.lowlevel.checkpoint_if_cancelled()
             if trio.current_time() + pause >= trio.current_effective_deadline():
                 raise
             log.info(

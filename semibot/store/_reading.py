@@ -36,7 +36,10 @@ from .base import (
 )
 
 EVENTS_AT_ONCE: Final = 64
-"""Events that are fetched at a time where their sizes decide how many are wanted."""
+"""Most events that are fetched at a time where their sizes decide how many are wanted."""
+
+FIRST_EVENTS: Final = 2
+"""Events that are fetched before anything is known of their sizes; one may have 1 MiB."""
 
 MESSAGES_AT_ONCE: Final = 16
 """The same for messages, which are longer."""

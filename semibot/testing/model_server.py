@@ -157,14 +157,15 @@ async def _serve(
     server.connections.append(connection)
     async with open_http_peer(stream, connection) as peer:
         try:
-            while (request := await peer.next_request()) is not None:
-                if not await _respond(server, choose, is_strict, peer, request):
-                    return
+            try:
+                while (request := await peer.next_request()) is not None:
+                    if not await _respond(server, choose, is_strict, peer, request):
+                        return
+            except RemoteProtocolError as exc:
+                await _refuse(peer, _bad_request([str(exc)]))
         except trio.BrokenResourceError:
             # The peer went away while we wrote; the reading task notes when.
             await connection.peer_closed.wait()
-        except RemoteProtocolError as exc:
-            await _refuse(peer, _bad_request([str(exc)]))
 
 
 async def _respond(

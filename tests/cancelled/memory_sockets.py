@@ -34,7 +34,7 @@ class MemorySocket(trio.socket.SocketType):
     family = socket.AF_INET
     type = socket.SOCK_STREAM
     proto = socket.IPPROTO_TCP
-    did_shutdown_SHUT_WR = False
+    did_shutdown_SHUT_WR = False  # noqa: N815 - Trio's name
 
     def __init__(self, network: MemorySockets) -> None:
         self._network = network
@@ -60,6 +60,11 @@ class MemorySocket(trio.socket.SocketType):
 
     def fileno(self) -> int:
         return -1
+
+    def is_readable(self) -> bool:
+        """Return whether there is something to read, or the end."""
+        incoming = self._pair.receive_stream._incoming
+        return bool(incoming._data) or incoming._closed
 
     # --- listening --------------------------------------------------------------------
 

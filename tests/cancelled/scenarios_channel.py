@@ -6,6 +6,7 @@ import contextlib
 from collections.abc import Awaitable, Callable
 from typing import Any, Final
 
+import attrs
 import trio
 import trio.testing
 from answering_host import (
@@ -225,8 +226,6 @@ async def be_refused(trial: Trial) -> None:
 
 
 def _with_dial(ports: Any, dial: Callable[[], Awaitable[None]]) -> Any:
-    import attrs
-
     async def dial_so(host: str, port: int, *, use_tls: bool) -> Any:
         await dial()
 

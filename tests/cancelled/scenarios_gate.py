@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
+import threading
 from typing import Any, Final
 
 import attrs
 import trio
 from gate_kit import Kit, make_kit
-from trials import Trial
+from slow_threads import SlowThreads
+from trials import Case, Trial
 
-from semibot.config import Deadlines
-from semibot.testing import simulated_ports
-from semibot.tools import CallEnded, Decision, Tool
-
-BOUNDS: Final = Deadlines()
+from semibot.live import live_ports
+from semibot.testing import cut_here, simulated_ports
+from semibot.tools import CallEnded, Decision, Tool, ToolContext, tool
 
 
 def kit_of(trial: Trial, *tools: Tool, **options: Any) -> Kit:
@@ -64,7 +64,7 @@ async def ask_and_be_denied(trial: Trial) -> None:
         await trio.sleep(1)
         return word
 
-    @tool(permission="write")
+    @tool(is_allowed=False)
     async def overwrite(word: str) -> str:
         trial.problems.append("what was denied ran")
         return word

@@ -13,7 +13,16 @@ import trio.testing
 from databases import check_database
 from memory_network import MemoryListener
 from slow_threads import SlowThreads
-from small_host import BOUNDS, LEAVING, HandVm, ask, open_request, open_small_host
+from small_host import (
+    BOUNDS,
+    LEAVING,
+    HandVm,
+    Parts,
+    ask,
+    open_parts,
+    open_request,
+    open_small_host,
+)
 from trials import Case, Trial
 
 from semibot.channel import open_control_channel
@@ -36,18 +45,18 @@ def the_data_is_whole(trial: Trial) -> str | None:
     if isinstance(threads, SlowThreads):
         threads.come_back()
     host: Any = trial.parts.get("host")
-    if host is not None and host._core.relay.reader_count:
-        return f"{host._core.relay.reader_count} readers are attached"
-    if host is not None and host._core.links._open:
+    if host is not None and host.relay.reader_count:
+        return f"{host.relay.reader_count} readers are attached"
+    if host is not None and host.links._open:
         return "a link is open"
-    if host is not None and host._core.scheduler._attempts:
+    if host is not None and host.scheduler._attempts:
         return "an attempt is under way"
     events: Any = trial.parts.get("events", ())
     return check_database(trial.database, users=trial.kept, events=events)
 
 
 def keep(trial: Trial, host: Host) -> Host:
-    trial.parts["host"] = host
+    trial.parts["host"] = host._core
     return host
 
 
@@ -229,61 +238,45 @@ def new_starter(trial: Trial, **changes: Any) -> Starter:
 LOCAL: Final = {"jwt_secret": None, "host": "127.0.0.1"}
 
 
+async def connect_as(
+    nursery: trio.Nursery, trial: Trial, parts: Parts, starter: Starter, count: int
+) -> tuple[MemoryVmProcess, HandVm]:
+    """Be the VM that was started as the *count*-th."""
+    process = await starter.wait_started(count)
+    vm = HandVm(parts.app, trial, "local", f"boot-{count}", ticket=starter.tickets[-1])
+    return process, await connect(nursery, vm)
+
+
 async def start_a_vm(trial: Trial) -> None:
-    """Start the local user's VM, have it connect and go, and start it again for the next."""
+    """Start the local user's VM, lose it, and start it again for the next message."""
     starter = new_starter(trial)
-    async with trio.open_nursery() as nursery:
-
-        async def be_a_vm(host: Host, count: int) -> None:
-            process = await starter.wait_started(count)
-            vm = HandVm(
-                host.asgi,
-                trial,
-                "local",
-                f"boot-{count}",
-                ticket=starter.tickets[-1],
-                tokens=host._core.links.tokens,
-            )
-            await connect(nursery, vm)
-            vms.append((process, vm))
-            has_connected.set()
-
-        vms: list[tuple[MemoryVmProcess, HandVm]] = []
-        has_connected = trio.Event()
-        async with open_small_host(trial, starter.ports(), announces=False, **LOCAL) as host:
-            keep(trial, host)
-            nursery.start_soon(be_a_vm, host, 1)
-            await host.announce("http://127.0.0.1:8080")
-            await has_connected.wait()
-            process, vm = vms[0]
-            process.end(1)
-            vm.hang_up()
-            await process.has_ended.wait()
-            nursery.start_soon(be_a_vm, host, 2)
-            while len(vms) < 2:
-                try:
-                    await host._core.scheduler.ensure_ready("local")
-                except PlaneNotReady:
-                    await trio.sleep(1)
-            await host.drain()
-        assert vms[1][1].close_code == 1012 or vms[1][0].signals
+    async with trio.open_nursery() as nursery, open_parts(trial, starter.ports()) as parts:
+        nursery.start_soon(parts.scheduler.ensure_ready, "local")
+        process, vm = await connect_as(nursery, trial, parts, starter, 1)
+        process.end(1)
+        vm.hang_up()
+        while parts.scheduler.own_users():
+            await trio.sleep(1)
+        nursery.start_soon(parts.scheduler.ensure_ready, "local")
+        process, vm = await connect_as(nursery, trial, parts, starter, 2)
+        await parts.scheduler.stop_all()
+        assert process.signals[0] == signal.SIGTERM
+        vm.hang_up()
 
 
 async def fail_to_start_a_vm(trial: Trial) -> None:
-    """Have a VM's start fail, and the next attempt not begin before its pause is over."""
+    """Have a VM's start fail twice, with the pause between two attempts."""
     starter = new_starter(trial, fails=2)
-    async with open_small_host(trial, starter.ports(), **LOCAL) as host:
-        keep(trial, host)
+    async with open_parts(trial, starter.ports()) as parts:
         for _ in range(2):
-            assert host._core.scheduler.own_users() == ()
+            await refused(parts)
             await trio.sleep(30)
-            async with trio.open_nursery() as nursery:
-                nursery.start_soon(refused, host)
+    assert starter.fails == 0
 
 
-async def refused(host: Host) -> None:
+async def refused(parts: Parts) -> None:
     try:
-        await host._core.scheduler.ensure_ready("local")
+        await parts.scheduler.ensure_ready("local")
     except PlaneNotReady:
         return
     raise AssertionError("it got ready")
@@ -292,46 +285,53 @@ async def refused(host: Host) -> None:
 async def stop_a_deaf_vm(trial: Trial) -> None:
     """Stop a VM that never connects and ends on nothing but SIGKILL."""
     starter = new_starter(trial, heeds=(signal.SIGKILL,))
-    async with open_small_host(trial, starter.ports(), announces=False, **LOCAL) as host:
-        keep(trial, host)
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(host.announce, "http://127.0.0.1:8080")
-            await starter.wait_started(1)
-            await trio.sleep(1)
-            await host.drain()
+    async with open_parts(trial, starter.ports()) as parts, trio.open_nursery() as nursery:
+        nursery.start_soon(refused, parts)
+        await starter.wait_started(1)
+        await trio.sleep(1)
+        await parts.scheduler.stop_all()
+
+
+async def replace_a_vm(trial: Trial) -> None:
+    """Start a VM anew on request while the first one is still coming up."""
+    starter = new_starter(trial)
+    async with trio.open_nursery() as nursery, open_parts(trial, starter.ports()) as parts:
+        nursery.start_soon(parts.scheduler.ensure_ready, "local")
+        await starter.wait_started(1)
+        nursery.start_soon(parts.scheduler.rebootstrap, "local")
+        _, vm = await connect_as(nursery, trial, parts, starter, 2)
+        assert starter.processes[0].has_ended.is_set()
+        vm.hang_up()
 
 
 async def drain_a_run_on_its_own_vm(trial: Trial) -> None:
-    """Drain with a run on the host's own VM: it may end, and does when it is asked to."""
+    """Cut a drain off, as a second signal does: the VM is stopped all the same."""
     starter = new_starter(trial)
-    async with trio.open_nursery() as nursery:
-        async with open_small_host(trial, starter.ports(), announces=False, **LOCAL) as host:
-            keep(trial, host)
+    async with (
+        trio.open_nursery() as nursery,
+        open_small_host(trial, starter.ports(), announces=False, **LOCAL) as host,
+    ):
+        keep(trial, host)
 
-            async def be_a_vm() -> None:
-                process = await starter.wait_started(1)
-                process.heeds = (signal.SIGKILL,)
-                vm = HandVm(
-                    host.asgi,
-                    trial,
-                    "local",
-                    ticket=starter.tickets[-1],
-                    tokens=host._core.links.tokens,
-                )
-                await connect(nursery, vm)
-                run = await vm.begin()
-                await process.was_asked.wait()
-                vm.end(*run, cancelled=True)
-                await vm.hear("ack", sessions={run[0]: 2})
-                process.end(0)
+        async def be_a_vm() -> None:
+            process = await starter.wait_started(1)
+            process.heeds = (signal.SIGKILL,)
+            tokens = host._core.links.tokens
+            ticket = starter.tickets[-1]
+            vm = HandVm(host.asgi, trial, "local", ticket=ticket, tokens=tokens)
+            await connect(nursery, vm)
+            run = await vm.begin()
+            await process.was_asked.wait()
+            vm.end(*run, cancelled=True)
+            await vm.hear("ack", sessions={run[0]: 2})
+            process.end(0)
 
-            nursery.start_soon(be_a_vm)
-            await host.announce("http://127.0.0.1:8080")
-            async with open_request(host.asgi, "POST", START, {"message": "hi"}) as exchange:
-                await exchange.wait_for(lambda: b"run_started" in exchange.body)
+        nursery.start_soon(be_a_vm)
+        await host.announce("http://127.0.0.1:8080")
+        async with open_request(host.asgi, "POST", START, {"message": "hi"}) as exchange:
+            await exchange.wait_for(lambda: b"run_started" in exchange.body)
+            with cut_here():
                 await host.drain()
-                await exchange.wait_returned()
-            assert b'"cancelled":true' in exchange.body.replace(b" ", b"")
 
 
 # --- links --------------------------------------------------------------------------------
@@ -339,98 +339,106 @@ async def drain_a_run_on_its_own_vm(trial: Trial) -> None:
 
 async def supersede(trial: Trial) -> None:
     """Have a VM dial again before its old link has ended, with an event on its way."""
-    async with open_small_host(trial) as host, trio.open_nursery() as nursery:
-        keep(trial, host)
-        old = await connect(nursery, HandVm(host.asgi, trial))
-        async with open_request(host.asgi, "POST", START, {"message": "hi"}):
-            session_id, run_id = await old.begin()
-            old.event(session_id, run_id, "text_chunk", content="one")
-            new = await connect(nursery, HandVm(host.asgi, trial, dial=2, events=old.events))
-            new.end(session_id, run_id)
-            await new.hear("ack", sessions={session_id: 3})
+    async with trio.open_nursery() as nursery, open_parts(trial) as parts:
+        old = await connect(nursery, HandVm(parts.app, trial))
+        await parts.post()
+        run = await old.begin()
+        old.event(*run, "text_chunk", content="one")
+        new = await connect(nursery, HandVm(parts.app, trial, dial=2, events=old.events))
+        new.end(*run)
+        await new.hear("ack", sessions={"s1": 3})
         assert old.close_code == 4009
         new.hang_up()
+
+
+async def be_cut_and_come_again(trial: Trial) -> None:
+    """Cut one link off at any step; the VM's next link goes on where that one was."""
+    async with trio.open_nursery() as nursery, open_parts(trial) as parts:
+        await parts.post()
+        first = HandVm(parts.app, trial)
+        with cut_here():
+            async with trio.open_nursery() as links:
+                await connect(links, first)
+                run = await first.begin()
+                first.event(*run, "text_chunk", content="one")
+                await first.hear("ack", sessions={"s1": 2})
+                first.hang_up()
+        second = await connect(nursery, HandVm(parts.app, trial, dial=2, events=first.events))
+        run = ("s1", "r1") if first.events else await second.begin()
+        second.end(*run)
+        await second.hear("ack", sessions={"s1": len(second.events["s1"])})
+        second.hang_up()
 
 
 async def lose_a_vm(trial: Trial) -> None:
     """Have a VM go silent in the middle of a run: its link ends, then its run."""
     deadlines = Deadlines(vm_lost_after=40)
-    async with open_small_host(trial, deadlines=deadlines) as host, trio.open_nursery() as nursery:
-        keep(trial, host)
-        vm = await connect(nursery, HandVm(host.asgi, trial))
-        async with open_request(host.asgi, "POST", START, {"message": "hi"}) as exchange:
-            await vm.begin()
-            await exchange.wait_returned()
-        assert b"EXECUTION_PLANE_DISCONNECTED" in exchange.body
+    async with (
+        trio.open_nursery() as nursery,
+        open_parts(trial, deadlines=deadlines) as parts,
+    ):
+        vm = await connect(nursery, HandVm(parts.app, trial))
+        run_id = await parts.post()
+        await vm.begin()
+        with await parts.relay.open_run_reader("s1", run_id, 0) as reader:
+            text = b""
+            while (chunk := await reader.next_chunk()) is not None:
+                text += chunk
+        assert b"EXECUTION_PLANE_DISCONNECTED" in text
         assert vm.close_code is not None
 
 
 async def cancel_a_run(trial: Trial) -> None:
-    """Cancel a run over HTTP; the receipt is the answer."""
-    async with open_small_host(trial) as host, trio.open_nursery() as nursery:
-        keep(trial, host)
-        vm = await connect(nursery, HandVm(host.asgi, trial))
-        async with open_request(host.asgi, "POST", START, {"message": "hi"}) as exchange:
-            session_id, run_id = await vm.begin()
-            await exchange.wait_for(lambda: b"run_started" in exchange.body)
+    """Cancel a run on its VM, with another message waiting; the receipt is the answer."""
+    async with trio.open_nursery() as nursery, open_parts(trial) as parts:
+        vm = await connect(nursery, HandVm(parts.app, trial))
+        run_id = await parts.post()
+        await parts.post()
+        run = await vm.begin()
 
-            async def obey() -> None:
-                command = await vm.hear("cancel")
-                vm.end(session_id, run_id, cancelled=True)
-                vm.say(
-                    type="cancelled",
-                    session_id=session_id,
-                    command_id=command["command_id"],
-                    run_id=run_id,
-                    receipt={"run_id": run_id, "outcome": "cancelled", "seconds": 0.1},
-                )
+        async def obey() -> None:
+            command = await vm.hear("cancel")
+            vm.end(*run, cancelled=True)
+            receipt = {"run_id": run_id, "outcome": "cancelled", "seconds": 0.1}
+            answer = {"command_id": command["command_id"], "run_id": run_id, "receipt": receipt}
+            vm.say(type="cancelled", session_id="s1", **answer)
 
-            nursery.start_soon(obey)
-            path = f"/api/v1/chat/sessions/{session_id}/cancel"
-            answer = await ask(host.asgi, "POST", path, {})
-            assert answer.status == 200, (answer.status, answer.body)
+        nursery.start_soon(obey)
+        asked = await parts.dispatcher.cancel("ann", "s1", run_id, "user_cancelled")
+        assert asked.command_id is not None
+        receipt = await parts.dispatcher.wait_receipt(run_id, asked.command_id)
+        assert receipt["outcome"] == "cancelled"
+        await vm.answer()
+        await vm.hear("ack", sessions={"s1": 5})
         vm.hang_up()
 
 
 async def answer_requests(trial: Trial) -> None:
     """Answer what a VM asks, take what it reports, and delete the session meanwhile."""
-    async with open_small_host(trial) as host, trio.open_nursery() as nursery:
-        keep(trial, host)
-        vm = await connect(nursery, HandVm(host.asgi, trial))
-        async with open_request(host.asgi, "POST", START, {"message": "hi"}):
-            session_id, _ = await vm.begin()
-            for name in ("q1", "q2"):
-                vm.say(
-                    type="request",
-                    id=name,
-                    session_id=session_id,
-                    method="memory_search",
-                    params={"query": "x", "top_k": 1},
-                )
-            vm.say(
-                type="fire_and_forget",
-                id="w1",
-                session_id=session_id,
-                method="audit_log",
-                params={"event": "x", "details": {}},
-            )
-            await vm.hear("response", id="q1")
-            await vm.hear("ack", ids=["w1"])
-            answer = await ask(host.asgi, "DELETE", f"/api/v1/sessions/{session_id}")
-            assert answer.status == 200, (answer.status, answer.body)
+    async with trio.open_nursery() as nursery, open_parts(trial) as parts:
+        vm = await connect(nursery, HandVm(parts.app, trial))
+        await parts.post()
+        await vm.begin()
+        search = {"method": "memory_search", "params": {"query": "x", "top_k": 1}}
+        report = {"method": "audit_log", "params": {"event": "x", "details": {}}}
+        for name in ("q1", "q2"):
+            vm.say(type="request", id=name, session_id="s1", **search)
+        vm.say(type="fire_and_forget", id="w1", session_id="s1", **report)
+        await vm.hear("response", id="q1")
+        await vm.hear("ack", ids=["w1"])
+        assert await parts.dispatcher.delete_session("ann", "s1")
         vm.hang_up()
 
 
 async def refuse_strangers(trial: Trial) -> None:
     """Have one VM say nothing, one lie, and one break off, while a good one comes up."""
-    async with open_small_host(trial) as host, trio.open_nursery() as nursery:
-        keep(trial, host)
-        silent, lying, gone = (HandVm(host.asgi, trial, dial=n) for n in (1, 2, 3))
+    async with trio.open_nursery() as nursery, open_parts(trial) as parts:
+        silent, lying, gone = (HandVm(parts.app, trial, dial=n) for n in (1, 2, 3))
         for vm in (silent, lying, gone):
             nursery.start_soon(vm.serve)
         lying.say(type="auth", token="no", protocol={"min": 1, "max": 2}, boot_id="b", dial=1)
         gone.hang_up()
-        good = await connect(nursery, HandVm(host.asgi, trial, dial=4))
+        good = await connect(nursery, HandVm(parts.app, trial, dial=4))
         await trio.sleep(BOUNDS.link_auth + 1)
         assert (silent.close_code, lying.close_code) == (4008, 4001)
         good.hang_up()
@@ -509,13 +517,23 @@ CASES: Final = (
             ("host: a message is answered", converse, the_data_is_whole),
             ("host: drains with two runs", drain_two_runs, the_data_is_whole),
             ("scheduler: start of a VM, its end, and the next", start_a_vm, vms_have_ended),
+            ("scheduler: a VM is started anew on request", replace_a_vm, vms_have_ended),
             ("scheduler: a VM does not start", fail_to_start_a_vm, vms_have_ended),
             ("scheduler: a VM is deaf to everything but SIGKILL", stop_a_deaf_vm, vms_have_ended),
-            ("scheduler: drains a run on its own VM", drain_a_run_on_its_own_vm, vms_have_ended),
+            (
+                "host: a drain with a run on its own VM is cut off",
+                drain_a_run_on_its_own_vm,
+                vms_have_ended,
+            ),
             ("links: a VM dials again before its old link has ended", supersede, the_data_is_whole),
+            (
+                "links: one is cut off and the next goes on",
+                be_cut_and_come_again,
+                the_data_is_whole,
+            ),
             ("links: a silent VM is given up", lose_a_vm, the_data_is_whole),
             ("links: strangers are refused", refuse_strangers, the_data_is_whole),
-            ("dispatch: a run is cancelled over HTTP", cancel_a_run, the_data_is_whole),
+            ("dispatch: a run is cancelled on its VM", cancel_a_run, the_data_is_whole),
             (
                 "requests: are answered while the session is deleted",
                 answer_requests,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Final
 
 import trio
-from conversations import answer, dawdle, hang, look_at_state, opened, read_back
+from conversations import dawdle, hang, look_at_state, opened, read_back
 from trials import Case, Trial
 
 from semibot.adapters import GraphAgent
@@ -135,5 +135,3 @@ CASES: Final = tuple(
         ("tools work when it is cancelled", a_tool_works, 0.0, "nothing to wait for"),
     )
 )
-
-__all__ = ["CASES", "answer"]

@@ -5,25 +5,23 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 from typing import Any, Final
 
-import attrs
 import manager_kit
 import trio
-from answering_host import be_helpful, cut_after, open_answering_host, say
+from answering_host import be_helpful, open_answering_host, say
 from conversations import answer, hang, look_at_state, opened, read_back, run_problems
 from manager_kit import cancel, config, echo_or_hang, message, start, stop
 from trials import Case, Trial
 
+from semibot.adapters import GraphAgent
 from semibot.config import Deadlines
 from semibot.errors import SessionBusy
+from semibot.models import Say, scripted_model
 from semibot.session import ActiveRun, Session, open_session_manager
 from semibot.testing import LaneEvent, MemoryPlane, adapter_from, cut_here
-from semibot.wire.events import ExecutionComplete, TextChunk
-from semibot.wire.frames import Cancelled, CommandAck
+from semibot.wire.events import ExecutionComplete, ExecutionError, TextChunk
+from semibot.wire.frames import Cancelled
 
 BOUNDS: Final = Deadlines()
-
-LEAVING: Final = BOUNDS.leave_bound + BOUNDS.stop_bound
-"""A run's block, and then the session's."""
 
 # --- sessions -------------------------------------------------------------------------
 
@@ -102,11 +100,14 @@ async def read_along(trial: Trial) -> None:
 
 
 async def change_the_configuration(trial: Trial) -> None:
+    agent = GraphAgent(scripted_model([Say("a"), Say("b")]))
     with cut_here():
-        async with opened(trial, answer) as session:
+        async with opened(trial, agent) as session:
             await talk(session, "one")
-            session.update_config({"model": "other"})
+            session.update_config({"agent_config": {"system_prompt": "Be short."}})
             await talk(session, "two")
+            if session.last_run.outcome != "completed":
+                trial.problems.append(f"the second run is {session.last_run.outcome}")
     await read_back(trial)
 
 
@@ -152,8 +153,7 @@ async def steer(trial: Trial) -> None:
             lane = vm.plane.lane("s1")
             await lane.wait(TextChunk)
             vm.plane.say(cancel("c1"), config({"model": "m"}, "c2"), message("go on", "r2"))
-            await lane.wait(ExecutionComplete, 2)
-            await lane.wait(CommandAck)
+            await lane.wait(ExecutionError)  # this agent has nothing that can change
 
 
 async def evict(trial: Trial) -> None:
@@ -280,5 +280,3 @@ CASES: Final = (
         errors_within=120.0,
     ),
 )
-
-__all__ = ["CASES", "attrs", "cut_after"]

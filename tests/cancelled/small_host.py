@@ -17,11 +17,19 @@ from trials import Trial
 
 from semibot.config import Deadlines
 from semibot.config.settings import HostSettings
+from semibot.host.dispatch import Dispatcher
 from semibot.host.host import Host, open_host
+from semibot.host.links import Links
+from semibot.host.metrics import Metrics
+from semibot.host.relay import Relay
+from semibot.host.scheduler import Scheduler
 from semibot.host.server import App
+from semibot.lifetimes import grace, open_services
 from semibot.ports import Ports
 from semibot.secret import Secret
 from semibot.security.tokens import Tokens
+from semibot.store.base import NewMessage, NewSession
+from semibot.store.sqlite import SqliteStore, open_sqlite_store
 from semibot.testing import simulated_ports
 from semibot.testing.ports import SimulatedWallClock
 
@@ -72,6 +80,101 @@ async def open_small_host(
         if announces:
             await host.announce("http://127.0.0.1:8080")
         yield host
+
+
+@attrs.define(eq=False)
+class Parts:
+    """A host without its HTTP side, put together as ``open_host`` does."""
+
+    store: SqliteStore
+    relay: Relay
+    links: Links
+    dispatcher: Dispatcher
+    scheduler: Scheduler
+    _count: int = 0
+
+    @property
+    def app(self) -> App:
+        """What serves VMs."""
+        return self.links.serve_socket
+
+    async def post(self, session_id: str = "s1", user_id: str = "ann") -> str:
+        """Store a message, have it dispatched, and return its run."""
+        self._count += 1
+        run_id = f"r{self._count}"
+        is_new = await self.store.get_session(user_id, session_id) is None
+        new = NewSession(agent_id=None, runtime_type="semigraph", openclaw_config=None)
+        await self.store.accept_message(
+            NewMessage(
+                user_id=user_id,
+                session_id=session_id,
+                create=new if is_new else None,
+                message="hi",
+                message_id=f"m-{run_id}",
+                run_id=run_id,
+                command_id=f"c-{run_id}",
+                cancel_ids=tuple(f"x-{run_id}-{i}" for i in range(17)),
+                on_busy="enqueue",
+                expires_at=None,
+                idempotency=None,
+            )
+        )
+        self.dispatcher.kick(session_id, user_id)
+        return run_id
+
+
+@asynccontextmanager
+async def open_parts(
+    trial: Trial, ports: Ports | None = None, **changes: Any
+) -> AsyncGenerator[Parts]:
+    """Open the parts of a host, and let ``ann`` bring her VM."""
+    options = settings(trial, **changes)
+    bounds = options.deadlines
+    ports = ports or simulated_ports()
+    async with open_sqlite_store(trial.database, ports=ports, deadlines=bounds) as store:
+        await store.ensure_user("local", "local", vm_mode="local")
+        await store.ensure_user("ann", "org", vm_mode="external")
+        await store.ensure_vm("ann", "vm-ann", "external")
+        relay = Relay(store, ports, bounds)
+        links = Links(
+            store=store,
+            relay=relay,
+            tokens=TOKENS,
+            settings=options,
+            metrics=Metrics(),
+            ports=ports,
+            deadlines=bounds,
+        )
+        dispatcher = Dispatcher(
+            store=store,
+            relay=relay,
+            links=links,
+            settings=options,
+            ports=ports,
+            deadlines=bounds,
+        )
+        scheduler = Scheduler(
+            store=store,
+            links=links,
+            tokens=TOKENS,
+            settings=options,
+            deadlines=bounds,
+            ports=ports,
+        )
+        links.observe(scheduler)
+        parts = trial.parts["host"] = Parts(store, relay, links, dispatcher, scheduler)
+        async with open_services() as services:
+            services.start_soon(links.serve)
+            services.start_soon(dispatcher.serve)
+            try:
+                async with open_services() as starting:
+                    starting.start_soon(scheduler.serve)
+                    scheduler.announce("ws://127.0.0.1:8080/ws/vm")
+                    yield parts
+            finally:
+                with grace("channel.close", bounds.channel_close):
+                    relay.close()
+                    await links.close_all(1012, "restarting")
 
 
 # --- people -----------------------------------------------------------------------------
@@ -261,4 +364,12 @@ class HandVm:
         self.end(session_id, run_id)
 
 
-__all__ = ["HandVm", "MemoryListener", "ask", "open_request", "open_small_host", "trials"]
+__all__ = [
+    "HandVm",
+    "MemoryListener",
+    "ask",
+    "open_parts",
+    "open_request",
+    "open_small_host",
+    "trials",
+]

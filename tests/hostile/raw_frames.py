@@ -10,7 +10,7 @@ import trio
 
 TEXT, BINARY, CLOSE, PING, PONG, CONTINUE = 1, 2, 8, 9, 10, 0
 
-PATIENCE = 20.0
+PATIENCE = 60.0
 """What an answer may take on a machine that is busy, in seconds; never waited for in vain."""
 
 

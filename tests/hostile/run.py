@@ -1,4 +1,6 @@
-"""Attack everything that reads what strangers say: ``python tests/hostile/run.py --examples 20000``.
+"""Attack everything that reads what strangers say.
+
+``python tests/hostile/run.py --examples 20000``
 
 Ends with 1, and shows the smallest input that does it, if something does not hold.
 """
@@ -13,7 +15,8 @@ import sys
 import time
 import traceback
 
-from hostile_targets import TARGETS, attack
+from hostile_costs import OTHERS, READERS, cost, frames
+from hostile_targets import MEGABYTES, SECONDS, TARGETS, attack
 
 
 def main() -> int:
@@ -39,6 +42,19 @@ def main() -> int:
             f"slowest {outcome.slowest * 1000:.1f} ms, {time.monotonic() - start:.0f} s",
             flush=True,
         )
+    costs = {
+        f"{name} ({reader})": (READERS[reader], data)
+        for name, data in frames().items()
+        for reader in READERS
+    }
+    for name, (read, data) in {**costs, **OTHERS}.items():
+        if options.only in name:
+            seconds, megabytes = cost(read, data)
+            is_good = seconds < SECONDS and megabytes < MEGABYTES
+            failures += not is_good
+            print(
+                f"{name}: {seconds * 1000:.0f} ms, {len(data)} bytes", "" if is_good else "FAILED"
+            )
     return 1 if failures else 0
 
 

@@ -31,6 +31,7 @@ from typing import TYPE_CHECKING, Final
 import attrs
 import trio
 
+from .bridges import exit_bridge, talk_nonsense, use_bridges
 from .lives import HOST
 from .network import HTTP, LINK, Connection
 
@@ -319,6 +320,19 @@ FAULTS: Final = (
     Fault(kind="slow_disk", strike=_slow_disk, excuses="reports may fail to be kept; answers are late"),
     Fault(kind="fsync_error", strike=_fail_syncs, excuses="what is stored meanwhile may fail; a host may not start"),
     Fault(kind="disk_full", strike=_fill_disk, excuses="as for fsync_error"),
+    Fault(
+        kind="bridge_exit",
+        strike=exit_bridge,
+        prepare=use_bridges,
+        excuses="the run of the bridge fails",
+    ),
+    Fault(
+        kind="bridge_garbage",
+        strike=talk_nonsense,
+        prepare=use_bridges,
+        excuses="the run of the bridge may fail, or stand still for a minute",
+        weight=3,
+    ),
     Fault(kind="stalled_reader", strike=_stall_reader, excuses="the host may close its stream"),
     Fault(kind="delete_mid_run", strike=_delete_mid_run, excuses="the session is not looked at any more"),
 )  # fmt: skip

@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 BEAT_WITHIN: Final = 12.0
 """Longest time between two heartbeats of a VM, in seconds: 10 and what the loop takes."""
 
-NOTICED_WITHIN: Final = 31.5
-"""Longest silence until an end gives a link up, in seconds: 31 and a look every second."""
+NOTICED_WITHIN: Final = 32.0
+"""Longest silence until an end gives a link up, in seconds: 31, seen by a look every second."""
 
 CLOSED_WITHIN: Final = 3.0
 """What saying goodbye may take where nothing goes out any more, in seconds."""

@@ -27,11 +27,11 @@ MOST_READERS: Final = 2
 
 def draw_message(draw: random.Random) -> str:
     """Return something to say to the default adapter."""
-    if draw.random() < 0.004:  # more than a tail, a chunk or a resync holds
+    if draw.random() < 0.003:  # more than a tail, a chunk or a resync holds
         return "say 100 0.0 60000 -"
     count = draw.choice([0, 1, 3, 10, 30])
     delay = draw.choice([0.0, 0.01, 0.3, 2.0])
-    size = draw.choice([8, 8, 200, 9000])
+    size = draw.choice([8, 8, 8, 200, 200, 5000])
     work = draw.choice(["-", "a", "r", "ar"])
     return f"say {count} {delay} {size} {work}"
 
