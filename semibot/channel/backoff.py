@@ -40,11 +40,15 @@ class Backoff:
                 several: VMs that waited for the same silent host would else all dial again
                 within the second after their deadline.
         """
-        while BASE_DELAY * 2**self.failures < min(spent, MAX_DELAY):
+        while self._longest < min(spent, MAX_DELAY):
             self.failures += 1
-        longest = min(MAX_DELAY, BASE_DELAY * 2 ** min(self.failures, _MAX_DOUBLINGS))
+        longest = self._longest
         self.failures += 1
         return self._random.uniform(0.0, longest)
+
+    @property
+    def _longest(self) -> float:
+        return min(MAX_DELAY, BASE_DELAY * 2 ** min(self.failures, _MAX_DOUBLINGS))
 
     def reset(self) -> None:
         """Begin anew, because a link has held."""

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextvars
 import itertools
+import math
 from collections import Counter
 from collections.abc import Awaitable, Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -124,7 +125,7 @@ class _CancelAt(trio.abc.Instrument):
         self.step = step
         self.blocks_only = blocks_only
         self.count = 0
-        self.has_blocks = False
+        self.count_in_blocks = 0
         self.cancelled: _Part | None = None
         self.cancelled_at = 0.0
         self.where = ""
@@ -133,7 +134,7 @@ class _CancelAt(trio.abc.Instrument):
         part = task.context.get(_part)
         if part is None:
             return
-        self.has_blocks = self.has_blocks or part.is_block
+        self.count_in_blocks += part.is_block
         if self.blocks_only and not part.is_block:
             return
         self.count += 1
@@ -214,9 +215,12 @@ class _Run:
         if not all(isinstance(leaf, self.allowed) for leaf in leaves):
             self.problems.append(f"raised {exc!r}{_origin(leaves[0])}")
 
-    def check_bound(self, seconds: float, within: float) -> None:
-        if seconds > within + 1e-6:
+    def seconds_since(self, moment: float, part: _Part, within: float | None) -> float:
+        """Return how long *part* went on, and complain if that was too long."""
+        seconds = (moment if part.ended_at is None else part.ended_at) - moment
+        if within is not None and seconds > within + 1e-6:
             self.problems.append(f"took {seconds:.3f} s to end, {within:.3f} s is the bound")
+        return seconds
 
 
 def _leaves(exc: BaseException) -> Iterator[BaseException]:
@@ -270,6 +274,7 @@ def cancel_everywhere(
     mock_clock: bool = True,
     seeds: Sequence[int] = (0,),
     within: float | None = None,
+    at_most: int | None = None,
     threads: int = 0,
     grandchildren: bool = True,
 ) -> SweepReport:
@@ -287,6 +292,8 @@ def cancel_everywhere(
         seeds: Orders in which Trio runs tasks; the whole sweep is done for each.
         within: Longest that an ending may take after its cancel, in seconds of the
             scenario's clock; None leaves it to the caller to look at ``longest``.
+        at_most: About how many steps are tried with each seed, for a test that has to be
+            short: every second one, or third. None tries all.
         threads: How many threads a run may leave: those that it abandons on purpose.
         grandchildren: Whether this process adopts grandchildren that lose their parent, so
             that they are seen; False for a scenario that kills a parent itself.
@@ -297,32 +304,35 @@ def cancel_everywhere(
     problems: list[str] = []
     points: dict[int, int] = {}
     longest = 0.0
+
+    def play(seed: int, instrument: _CancelAt) -> None:
+        nonlocal longest
+        run = _Run(scenario, audit, seed, mock_clock, threads)
+        run.play(instrument=instrument)
+        part = instrument.cancelled
+        where = f"seed {seed}, not cancelled"
+        if part is not None:
+            points[seed] += 1
+            where = f"seed {seed}, step {instrument.step} ({instrument.where})"
+            longest = max(longest, run.seconds_since(instrument.cancelled_at, part, within))
+        problems.extend(f"{where}: {text}" for text in run.problems)
+
     with only_new_garbage(), _adoption(not mock_clock and grandchildren):
         for seed in seeds:
-            blocks_only = False
-            for step in itertools.count():  # step 0 never comes: that run is not cancelled
-                instrument = _CancelAt(step, blocks_only=blocks_only)
-                run = _Run(scenario, audit, seed, mock_clock, threads)
-                run.play(instrument=instrument)
-                blocks_only = instrument.has_blocks if step == 0 else blocks_only
-                part = instrument.cancelled
-                where = f"seed {seed}, not cancelled"
-                if part is not None:
-                    where = f"seed {seed}, step {step} ({instrument.where})"
-                    seconds = (part.ended_at or 0.0) - instrument.cancelled_at
-                    longest = max(longest, seconds)
-                    if within is not None:
-                        run.check_bound(seconds, within)
-                problems += [f"{where}: {text}" for text in run.problems]
-                if step and part is None:
-                    points[seed] = step - 1
+            points[seed] = 0
+            first = _CancelAt(0, blocks_only=False)  # there is no step 0: it gets through
+            play(seed, first)
+            has_blocks = first.count_in_blocks > 0
+            total = first.count_in_blocks if has_blocks else first.count
+            for step in _chosen(seed, total, at_most):
+                instrument = _CancelAt(step, blocks_only=has_blocks)
+                play(seed, instrument)
+                if instrument.cancelled is None:
                     break
-                if step >= MAX_STEPS:
-                    raise SweepDidNotEnd(f"the scenario takes more than {MAX_STEPS} steps")
     return SweepReport(
         cancel_points=sum(points.values()),
         points_by_seed=points,
-        problems=tuple(dict.fromkeys(problems)),
+        problems=tuple(dict.fromkeys(problems)),  # more than one gets through
         longest=longest,
     )
 
@@ -334,6 +344,7 @@ def fail_everywhere(
     mock_clock: bool = True,
     seeds: Sequence[int] = (0,),
     within: float | None = None,
+    at_most: int | None = None,
     threads: int = 0,
     grandchildren: bool = True,
     allowed: tuple[type[Exception], ...] = (SemibotError,),
@@ -354,6 +365,7 @@ def fail_everywhere(
         seeds: As for :func:`cancel_everywhere`. Odd operations fail late with even seeds,
             and the other way round.
         within: Longest that the scenario may go on after the error, in seconds of its clock.
+        at_most: As for :func:`cancel_everywhere`.
         threads: How many threads a run may leave: those that it abandons on purpose.
         grandchildren: As for :func:`cancel_everywhere`.
         allowed: Errors that the scenario may end with, also in groups.
@@ -365,35 +377,52 @@ def fail_everywhere(
     errors: dict[int, int] = {}
     outcomes: Counter[str] = Counter()
     longest = 0.0
+
+    def play(seed: int, plan: FaultPlan) -> None:
+        nonlocal longest
+        run = _Run(scenario, audit, seed, mock_clock, threads, allowed)
+        run.play(plan=plan)
+        where = f"seed {seed}, no error"
+        if plan.failed_at is not None:
+            errors[seed] += 1
+            outcomes[run.outcome] += 1
+            late = ", late" if plan.is_late else ""
+            where = f"seed {seed}, operation {plan.target} ({plan.where}{late})"
+            longest = max(longest, run.seconds_since(plan.failed_at, run.whole, within))
+        problems.extend(f"{where}: {text}" for text in run.problems)
+
     with only_new_garbage(), _adoption(not mock_clock and grandchildren):
         for seed in seeds:
             errors[seed] = 0
-            for target in itertools.count(1):
-                plan = FaultPlan(target, bool((target + seed) % 2))
-                run = _Run(scenario, audit, seed, mock_clock, threads, allowed)
-                run.play(plan=plan)
-                where = f"seed {seed}, no error"
-                if plan.failed_at is not None:
-                    errors[seed] += 1
-                    outcomes[run.outcome] += 1
-                    late = ", late" if plan.is_late else ""
-                    where = f"seed {seed}, operation {target} ({plan.where}{late})"
-                    seconds = (run.whole.ended_at or 0.0) - plan.failed_at
-                    longest = max(longest, seconds)
-                    if within is not None:
-                        run.check_bound(seconds, within)
-                problems += [f"{where}: {text}" for text in run.problems]
+            first = FaultPlan(0, is_late=False)  # there is no operation 0
+            play(seed, first)
+            for target in _chosen(seed, first.count, at_most):
+                plan = FaultPlan(target, is_late=bool((target + seed) % 2))
+                play(seed, plan)
                 if plan.count < target:
                     break
-                if target >= MAX_STEPS:
-                    raise SweepDidNotEnd(f"the scenario uses streams more than {MAX_STEPS} times")
     return FaultReport(
         errors=sum(errors.values()),
         errors_by_seed=errors,
         outcomes=outcomes,
-        problems=tuple(problems),
+        problems=tuple(dict.fromkeys(problems)),  # more than one gets through
         longest=longest,
     )
+
+
+def _chosen(seed: int, total: int, at_most: int | None) -> Iterator[int]:
+    """Return which steps are tried: all, and one more, or about *at_most* of *total*.
+
+    How many there are may differ a little from run to run, so that the caller has to stop.
+
+    Raises:
+        SweepDidNotEnd: If there are too many.
+    """
+    stride = 1 if at_most is None else max(1, math.ceil(total / at_most))
+    for step in itertools.count(1 + seed % stride, stride):
+        if step > MAX_STEPS:
+            raise SweepDidNotEnd(f"the scenario takes more than {MAX_STEPS} steps")
+        yield step
 
 
 def _adoption(is_wanted: bool) -> AbstractContextManager[None]:

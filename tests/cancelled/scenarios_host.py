@@ -255,7 +255,7 @@ async def start_a_vm(trial: Trial) -> None:
         process, vm = await connect_as(nursery, trial, parts, starter, 1)
         process.end(1)
         vm.hang_up()
-        while parts.scheduler.own_users():
+        while parts.scheduler.own_users():  # noqa: ASYNC110 - nobody here is told
             await trio.sleep(1)
         nursery.start_soon(parts.scheduler.ensure_ready, "local")
         process, vm = await connect_as(nursery, trial, parts, starter, 2)

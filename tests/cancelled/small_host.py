@@ -12,7 +12,6 @@ import attrs
 import trials
 import trio
 from http_kit import Exchange
-from memory_network import MemoryListener
 from trials import Trial
 
 from semibot.config import Deadlines
@@ -364,12 +363,4 @@ class HandVm:
         self.end(session_id, run_id)
 
 
-__all__ = [
-    "HandVm",
-    "MemoryListener",
-    "ask",
-    "open_parts",
-    "open_request",
-    "open_small_host",
-    "trials",
-]
+__all__ = ["HandVm", "Parts", "ask", "open_parts", "open_request", "open_small_host", "trials"]

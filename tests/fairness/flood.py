@@ -28,6 +28,12 @@ from semibot.wire.sse import SseDecoder
 
 DONE = "that was all"
 
+LONGEST_WAIT = 0.25
+"""What 99 % of the events of other sessions take at most, in seconds."""
+
+LATEST_BEAT = 1.0
+"""How late a heartbeat is at most, in seconds."""
+
 
 @attrs.frozen(kw_only=True)
 class Plan:

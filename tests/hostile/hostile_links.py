@@ -13,15 +13,19 @@ from typing import Any
 import hostile_samples as samples
 import trio
 import trio.testing
+import trio_websocket
 from hostile_inputs import hostile
 from hostile_targets import Outcome, _text_of
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from link_kit import Plane, Vm, open_plane, quiet
-from scripted_host import ScriptedHost
+from scripted_host import HostLink, ScriptedHost
 
 import semibot
 from semibot.testing import adapter_from
+
+LONG = 300.0
+"""What a conversation may take, in simulated seconds."""
 
 MESSAGES = 12
 """Messages in a row."""
@@ -91,6 +95,12 @@ async def host_is_told(texts: list[str]) -> Outcome:
 # --- a host that talks nonsense -------------------------------------------------------
 
 
+async def _drain(link: HostLink) -> None:
+    with contextlib.suppress(trio_websocket.ConnectionClosed):
+        while True:
+            await link.receive_message()
+
+
 async def echo(run: semibot.ActiveRun) -> None:
     await run.emit(semibot.TextChunk(content=run.message[:100]))
     await run.complete()
@@ -112,7 +122,7 @@ async def vm_is_told(texts: list[str]) -> Outcome:
             ):
                 link = await host.link()
                 await channel.wait_up()
-                nursery.start_soon(link.collect, 1e9)
+                nursery.start_soon(_drain, link)
                 for text in texts:
                     with contextlib.suppress(Exception):  # it may be closed by now
                         await link.socket.send_message(text)
@@ -123,7 +133,7 @@ async def vm_is_told(texts: list[str]) -> Outcome:
                 again = await host.accept()
                 await again.introduce()
                 resume = await again.receive()
-                named = dict.fromkeys(resume["sessions"], {"fenced": True})
+                named = {key: {"fenced": True} for key in resume["sessions"]}
                 await again.send({"type": "resume_response", "results": {}, "sessions": named})
                 await channel.wait_up()
                 await again.send(*sensible())
@@ -155,6 +165,13 @@ def sensible() -> list[dict[str, Any]]:
 # --- attacking ------------------------------------------------------------------------
 
 
+async def _bounded(
+    is_told: Callable[[list[str]], Coroutine[Any, Any, Outcome]], texts: list[str]
+) -> Outcome:
+    with trio.fail_after(LONG):
+        return await is_told(texts)
+
+
 def attack_link(
     is_told: Callable[[list[str]], Coroutine[Any, Any, Outcome]],
     valid: list[bytes],
@@ -176,7 +193,9 @@ def attack_link(
         # A surrogate cannot come in over a socket, whose text is UTF-8.
         texts = [_text_of(each).encode("utf-8", "replace").decode() for each in messages]
         with no_errors_in_the_log():
-            outcome = trio.run(is_told, texts, clock=trio.testing.MockClock(autojump_threshold=0))
+            outcome = trio.run(
+                _bounded, is_told, texts, clock=trio.testing.MockClock(autojump_threshold=0)
+            )
         total.accepted += outcome.accepted
         total.refused += outcome.refused
 

@@ -14,8 +14,11 @@ import logging
 import sys
 import time
 import traceback
+from functools import partial
 
+import hostile_paths  # noqa: F401 - first, because it says where the rest is
 from hostile_costs import OTHERS, READERS, cost, frames
+from hostile_links import attack_host, attack_vm
 from hostile_targets import MEGABYTES, SECONDS, TARGETS, attack
 
 
@@ -24,22 +27,27 @@ def main() -> int:
     parser.add_argument("--examples", type=int, default=20_000, help="inputs for each reader")
     parser.add_argument("--only", default="", help="readers whose names contain this")
     options = parser.parse_args()
-    logging.disable(logging.CRITICAL)
+    logging.lastResort = None  # what is logged is looked at, not shown
     failures = 0
-    for target in TARGETS:
-        if options.only not in target.name:
+    links = options.examples // 100  # conversations, which are much slower
+    attacks = {target.name: partial(attack, target, options.examples) for target in TARGETS}
+    attacks["a host with a VM that talks nonsense"] = partial(attack_host, links)
+    attacks["a VM with a host that talks nonsense"] = partial(attack_vm, links)
+    for name, strike in attacks.items():
+        if options.only not in name:
             continue
         start = time.monotonic()
         try:
-            outcome = attack(target, options.examples)
+            outcome = strike()
         except Exception:  # noqa: BLE001 - whatever it is, it is the finding
             failures += 1
             traceback.print_exc()
-            print(f"{target.name}: FAILED", flush=True)
+            print(f"{name}: FAILED", flush=True)
             continue
+        slowest = f", slowest {outcome.slowest * 1000:.1f} ms" if outcome.slowest else ""
         print(
-            f"{target.name}: {outcome.accepted} accepted, {outcome.refused} refused, "
-            f"slowest {outcome.slowest * 1000:.1f} ms, {time.monotonic() - start:.0f} s",
+            f"{name}: {outcome.accepted} accepted, {outcome.refused} refused{slowest}, "
+            f"{time.monotonic() - start:.0f} s",
             flush=True,
         )
     costs = {

@@ -8,12 +8,12 @@ from http_kit import ANN, Host
 
 
 def test_a_host_outlives_what_a_vm_says() -> None:
-    outcome = attack_host(25)
+    outcome = attack_host(15)
     assert outcome.accepted
 
 
 def test_a_vm_outlives_what_a_host_says() -> None:
-    outcome = attack_vm(25)
+    outcome = attack_vm(15)
     assert outcome.accepted
 
 

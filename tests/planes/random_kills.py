@@ -299,6 +299,7 @@ class Ordeal:
         told.add(repeated.run_id)
         if len(told) > 1:
             self.audit.duplicates.append(f"runs {told} of one message")
+            return repeated
         self.asker.session_id = repeated.session_id
 
         async def go_on(follower: Follower) -> None:

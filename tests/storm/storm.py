@@ -39,6 +39,16 @@ MOST_HAPPENINGS = 10_000_000
 SPREAD_AFTER = 30.0
 """From when on VMs are spread, in seconds after the drop."""
 
+MOST_SHARE = 0.1
+"""Most VMs that dial in one second from then on, as a share of all."""
+
+BACK_BOUND = 45.0
+"""When all VMs are up again, in seconds after the outage: the longest delay of theirs, which is
+30 s, and what one dial and one handshake may take."""
+
+MOST_STRANGERS = 256
+"""Most sockets that a host lets wait without a word; above that it turns them away (1013)."""
+
 
 @attrs.frozen(kw_only=True)
 class Plan:
@@ -103,6 +113,11 @@ class _Count:
     def note(self, *_: object) -> None:
         self._count += 1
         assert self._count < MOST_HAPPENINGS
+
+
+def percentile(values: Sequence[float], percent: int) -> float:
+    """Return what so many percent of *values*, which are sorted, do not exceed."""
+    return values[max(0, -(-len(values) * percent // 100) - 1)]
 
 
 @attrs.define(eq=False)

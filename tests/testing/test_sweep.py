@@ -71,6 +71,24 @@ def test_seeds_change_the_order_of_tasks_and_the_same_seed_gives_the_same() -> N
     assert len(set(got_through)) == 3
 
 
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_a_short_sweep_tries_steps_all_over_the_scenario(seed: int) -> None:
+    at: list[float] = []
+
+    async def scenario() -> None:
+        try:
+            for _ in range(30):
+                await trio.sleep(1)
+        finally:
+            at.append(trio.current_time())
+
+    report = cancel_everywhere(scenario, seeds=[seed], at_most=10)
+    assert 7 <= report.cancel_points <= 10
+    assert at[0] == at[-1] == 30  # these were not cancelled
+    assert min(at) <= 3
+    assert max(at[1:-1]) >= 27
+
+
 # --- planted leaks --------------------------------------------------------------------
 
 
@@ -345,6 +363,10 @@ def test_every_use_of_a_stream_is_broken_once() -> None:
     assert report.problems == ()
     assert report.errors_by_seed == {0: 4, 1: 4}
     assert report.outcomes == {"ToolError": 8}
+
+
+def test_a_short_sweep_breaks_only_some() -> None:
+    assert fail_everywhere(Conversation(), at_most=2).errors == 2
 
 
 def test_a_scenario_may_get_over_an_error() -> None:

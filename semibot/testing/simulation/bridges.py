@@ -61,7 +61,8 @@ class Bridges:
             finally:
                 self._bridges.remove(bridge)
 
-        return attrs.evolve(ports, spawn=spawning(self._world, PROGRAM, be_bridge, ports.spawn))
+        spawn = spawning(self._world, PROGRAM, be_bridge, ports.spawn, name="bridge")
+        return attrs.evolve(ports, spawn=spawn)
 
     async def busy(self) -> _Bridge | None:
         """Return a bridge that works on a run; waits a while for one."""
@@ -91,7 +92,8 @@ def _sometimes_bridges(usual: AdapterFactory) -> AdapterFactory:
     @asynccontextmanager
     async def open_either(context: AdapterContext) -> AsyncGenerator[Adapter]:
         is_bridge = int(context.session_id[:4], 16) % EVERY == 0
-        async with (bridge if is_bridge else usual)(context) as adapter:
+        factory = bridge if is_bridge else usual
+        async with factory(context) as adapter:
             yield adapter
 
     return open_either

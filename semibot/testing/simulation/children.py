@@ -88,14 +88,15 @@ class SimulatedChild:
             self._has_ended.set()
 
 
-def spawning(world: World, name: str, program: Program, otherwise: Spawn) -> Spawn:
-    """Return a port that starts *program* for the command *name*.
+def spawning(world: World, command: str, program: Program, otherwise: Spawn, *, name: str) -> Spawn:
+    """Return a port that starts *program* for a command.
 
     Args:
         world: Whose processes are started.
-        name: First word of the command.
+        command: First word of the command.
         program: What runs then.
         otherwise: Starts everything else.
+        name: What the trace calls it.
     """
 
     async def spawn(
@@ -105,7 +106,7 @@ def spawning(world: World, name: str, program: Program, otherwise: Spawn) -> Spa
         environment: Mapping[str, str],
         pass_fds: Sequence[int] = (),
     ) -> Process:
-        if argv[0] != name:
+        if argv[0] != command:
             return await otherwise(argv, cwd=cwd, environment=environment, pass_fds=pass_fds)
         await trio.sleep(0.01)
         child = SimulatedChild(FIRST_PID + world.next_number())

@@ -60,7 +60,7 @@ class DiskFile:
             data = os.pread(self.pin, (last - first + 1) * SECTOR, first * SECTOR)
             for n in range(first, last + 1):
                 piece = data[(n - first) * SECTOR : (n - first + 1) * SECTOR]
-                if piece != self.medium[n * SECTOR : n * SECTOR + len(piece)]:
+                if piece != bytes(self.medium[n * SECTOR : n * SECTOR + len(piece)]):
                     found.append((n, piece))
         return found
 

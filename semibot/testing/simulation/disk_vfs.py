@@ -89,8 +89,8 @@ class _File(apsw.VFSFile):
     def xSync(self, flags: int) -> None:
         self._disk.begin(self._path.name)
         if not self._disk.sync_file(self._file, self._path):
-            error = apsw.IOError("fsync failed")
-            error.extendedresult = apsw.SQLITE_IOERR_FSYNC
+            error = apsw.exception_for(apsw.SQLITE_IOERR_FSYNC)
+            error.args = ("fsync failed",)
             raise error
         if self._syncs_names:
             self._syncs_names = False

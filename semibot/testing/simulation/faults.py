@@ -34,6 +34,7 @@ import trio
 from .bridges import exit_bridge, talk_nonsense, use_bridges
 from .lives import HOST
 from .network import HTTP, LINK, Connection
+from .tickets import expire_token, replay_ticket, use_guests
 
 if TYPE_CHECKING:
     from .world import World
@@ -333,6 +334,8 @@ FAULTS: Final = (
         excuses="the run of the bridge may fail, or stand still for a minute",
         weight=3,
     ),
+    Fault(kind="token_expiry", strike=expire_token, prepare=use_guests, excuses="nothing"),
+    Fault(kind="ticket_replay", strike=replay_ticket, prepare=use_guests, excuses="nothing"),
     Fault(kind="stalled_reader", strike=_stall_reader, excuses="the host may close its stream"),
     Fault(kind="delete_mid_run", strike=_delete_mid_run, excuses="the session is not looked at any more"),
 )  # fmt: skip

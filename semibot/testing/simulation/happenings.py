@@ -102,6 +102,16 @@ class CancelAnswered:
 
 
 @attrs.frozen(kw_only=True)
+class CancelPending:
+    """A cancel was answered without a receipt: the run had not stopped in time."""
+
+    run_id: str
+    """The run."""
+    since: float
+    """When the cancel was asked for, on Trio's clock."""
+
+
+@attrs.frozen(kw_only=True)
 class Posted:
     """A POST was answered with a run."""
 
@@ -165,6 +175,7 @@ Happening: TypeAlias = (
     | RunBegins
     | RunRests
     | CancelAnswered
+    | CancelPending
     | Posted
     | Asked
     | Answered

@@ -19,6 +19,7 @@ from .judging_links import (
     OneLink,
 )
 from .judging_readers import Gapless, OneMeaning, OneTerminal, SameForAll, SameView
+from .judging_runs import CancelWorks, EpochsRise, RunsGoOn
 from .judging_work import AcknowledgedIsStored, NoStrayTask, Once, SilentAfterReceipt
 
 if TYPE_CHECKING:
@@ -58,6 +59,9 @@ INVARIANTS: Final[Mapping[str, Callable[[World], Invariant]]] = {
     "one_link": OneLink,
     "answered_in_time": AnsweredInTime,
     "no_hot_loop": NoHotLoop,
+    "runs_go_on": RunsGoOn,
+    "cancel_works": CancelWorks,
+    "epochs_rise": EpochsRise,
 }
 """What makes each of them."""
 
@@ -76,6 +80,10 @@ PROMISES: Final[Mapping[str, str]] = {
     "one_link": "a VM has one live link; of an older one nothing is heard any more",
     "answered_in_time": "who asks a host gets an outcome within the deadline",
     "no_hot_loop": "a VM that cannot connect waits in between, and never in step",
+    "keeps_strangers_out": "what has expired, or another has used up, lets nobody in",
+    "runs_go_on": "a run that a VM has begun is interrupted only if the VM is lost or stopped",
+    "cancel_works": "a cancel or a deletion ends its run at once, and no other run",
+    "epochs_rise": "every link that is let in has a greater epoch than those before it",
     "settles": "5 minutes after the last fault everything is delivered and every run has ended",
     "nothing_left": "a process that ended has closed its connections",
     "no_failure": "no error but those of the faults: no crash, no 5xx, no ERROR in a log",

@@ -12,7 +12,7 @@ from semibot.wire.codec import JsonObject
 from semibot.wire.sse import EventId, SseDecoder
 
 from .browsers import BROKEN, Browser, Exchange
-from .happenings import CancelAnswered, Posted, Read, RunRead
+from .happenings import CancelAnswered, CancelPending, Posted, Read, RunRead
 from .readers import LARGEST_EVENT
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ def draw_message(draw: random.Random) -> str:
     count = draw.choice([0, 1, 3, 10, 30])
     delay = draw.choice([0.0, 0.01, 0.3, 2.0])
     size = draw.choice([8, 8, 8, 200, 200, 5000])
-    work = draw.choice(["-", "a", "r", "ar"])
+    work = draw.choice(["-", "a", "r", "ar", "c"])
     return f"say {count} {delay} {size} {work}"
 
 
@@ -130,11 +130,14 @@ class Speaker:
         runs = world.runs_of(session_id)
         body: JsonObject = {"run_id": self._random.choice(runs)} if named and runs else {}
         path = f"/api/v1/chat/sessions/{session_id}/cancel"
+        since = trio.current_time()
         status, data = await self._browser.ask("POST", path, body)
         world.trace.note("cancel", status, str(data.get("outcome")))
         if status == 200:
             world.tell(CancelAnswered(session_id=session_id, receipt=data))
-        elif status not in {0, -1, 202, 404, 503}:
+        elif status == 202:
+            world.tell(CancelPending(run_id=str(data.get("run_id")), since=since))
+        elif status not in {0, -1, 404, 503}:
             world.violate("no_failure", f"cancel: {status} {data}")
 
     async def delete(self) -> bool:

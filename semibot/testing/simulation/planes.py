@@ -31,6 +31,9 @@ if TYPE_CHECKING:
 KEY: Final = Secret("correct-length-and-quite-random-8f2a61c0")
 """Signs the tokens of a simulation."""
 
+GUESTS: Final = "guests"
+"""The organization of users whose VMs the host starts."""
+
 URL: Final = "ws://host:8080/ws/vm"
 """Where VMs dial."""
 
@@ -54,6 +57,8 @@ async def prepare_host(settings: HostSettings, users: tuple[str, ...]) -> None:
         for user in users:
             await store.ensure_user(user, "org", vm_mode="external")
             await store.ensure_vm(user, f"vm-of-{user}", "external")
+        # The host starts the VMs of whoever else comes to this organization.
+        await store.ensure_user("host", GUESTS, vm_mode="local")
 
 
 async def run_host(life: Life) -> None:

@@ -1,23 +1,28 @@
 """The adapter that simulations run by default: it does what the message says.
 
 ``say COUNT DELAY SIZE WORK`` says COUNT chunks of SIZE letters with DELAY seconds between
-them; ``a`` in WORK reports something to the host, ``r`` asks it something.
+them; ``a`` in WORK reports something to the host, ``r`` asks it something, ``c`` takes its time
+to clean up when it is cancelled.
 """
 
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
-from typing import final
+from typing import Final, final
 
 import trio
 
 from semibot.errors import DeadlineExceeded, RequestFailed, StoreError
+from semibot.lifetimes import grace
 from semibot.session import ActiveRun, Adapter, AdapterContext, AdapterFactory
 from semibot.wire.events import TextChunk
 
 from .happenings import Answered, Asked
 from .lives import Life
+
+CLEAN_UP: Final = 1.5
+"""How long that takes, in seconds."""
 
 
 def talker_of(life: Life) -> AdapterFactory:
@@ -38,14 +43,23 @@ class _Talker(Adapter):
 
     async def handle(self, run: ActiveRun) -> None:
         _, count, delay, size, work = run.message.split()[:5]
-        for index in range(int(count)):
-            await trio.sleep(float(delay))
-            await run.emit(TextChunk(content=f"{run.id[:6]}.{index} ".ljust(int(size), "x")))
+        try:
+            await self._say(run, int(count), float(delay), int(size), work)
+        except trio.Cancelled:
+            if "c" in work:
+                with grace("run.cancel_grace", CLEAN_UP):
+                    await trio.sleep_forever()
+            raise
+        await run.complete()
+
+    async def _say(self, run: ActiveRun, count: int, delay: float, size: int, work: str) -> None:
+        for index in range(count):
+            await trio.sleep(delay)
+            await run.emit(TextChunk(content=f"{run.id[:6]}.{index} ".ljust(size, "x")))
             if index == 0 and "a" in work:
                 await self._report(run)
             if index == 1 and "r" in work:
                 await self._ask()
-        await run.complete()
 
     async def _report(self, run: ActiveRun) -> None:
         life, context = self._life, self._context

@@ -209,6 +209,10 @@ class World:
             self._minted[user] = self._tokens.make_user_token(user, "org")
         return self._minted[user]
 
+    def lend_token(self, user: str, token: str) -> None:
+        """Let the browsers of *user* use *token* from now on."""
+        self._minted[user] = token
+
     # --- who there is -----------------------------------------------------------------
 
     def note_life(self, life: Life) -> None:
