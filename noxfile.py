@@ -121,19 +121,34 @@ def tests(session: nox.Session) -> None:
         run(session, "coverage", "report", f"--include=semibot/{room}/*", "--fail-under=95")
 
 
-# Two halves run side by side. Programs, sockets and browsers mostly wait for each other;
-# everything else is on a mock clock and keeps one processor busy.
+# Three parts, side by side on as many processors. Programs, sockets and browsers mostly wait for
+# each other; the rest is on a mock clock and keeps a processor busy. Proofs run the whole product
+# thousands of times: they are not measured, as that would take half as long again.
 PROGRAMS: Final = ("adapters", "bench", "browser", "cli", "outcomes", "planes", "tools", "vm")
-WAITING: Final = tuple(f"tests/{room}" for room in PROGRAMS)
-WORKING: Final = ("tests", *(f"--ignore={room}" for room in WAITING))
+PROOFS: Final = ("cancelled", "fairness", "hostile", "mutants", "simulation", "storm")
+MEASURED: Final = ("coverage", "run", "--parallel-mode", "-m", "pytest")
+PARTS: Final = (
+    (*MEASURED, *(f"tests/{room}" for room in PROGRAMS)),
+    (*MEASURED, "tests", *(f"--ignore=tests/{room}" for room in (*PROGRAMS, *PROOFS))),
+    ("pytest", *(f"tests/{room}" for room in PROOFS)),
+)
 
 
 def run_tests(session: nox.Session) -> None:
-    """Run both halves of the tests, or what the user names."""
-    halves = [session.posargs] if session.posargs else [WAITING, WORKING]
-    tool = ("coverage", "run", "--parallel-mode", "-m", "pytest")
-    with ThreadPoolExecutor(len(halves)) as pool:
-        list(pool.map(lambda half: run(session, *tool, *half), halves))
+    """Run all parts of the tests, or what the user names."""
+    parts = [(*MEASURED, *session.posargs)] if session.posargs else PARTS
+    with ThreadPoolExecutor(PROCESSORS) as pool:
+        list(pool.map(lambda part: run(session, *part), parts))
+
+
+@nox.session(default=False)
+def endurance(session: nox.Session) -> None:
+    """Prove the promises at full size, which takes hours; CONTRIBUTING.md says what each shows."""
+    for arguments in ENDURANCE:
+        session.run(str(PYTHON), *arguments)
+
+
+ENDURANCE: Final = (("-m", "semibot.testing", "simulate", "--seeds", "500", "--minutes", "10"),)
 
 
 @nox.session(default=False, venv_backend="venv")

@@ -15,6 +15,9 @@ from .plane import MemoryPlane as MemoryPlane
 from .ports import simulated_ports as simulated_ports
 from .scheduling import seeded_scheduler as seeded_scheduler
 from .sweep import FaultReport as FaultReport
+from .simulation import SimulationReport as SimulationReport
+from .simulation import Violation as Violation
+from .simulation import simulate as simulate
 from .sweep import SweepDidNotEnd as SweepDidNotEnd
 from .sweep import SweepReport as SweepReport
 from .sweep import cancel_everywhere as cancel_everywhere
@@ -28,8 +31,10 @@ __all__ = [
     "LaneEvent",
     "MemoryLane",
     "MemoryPlane",
+    "SimulationReport",
     "SweepDidNotEnd",
     "SweepReport",
+    "Violation",
     "adapter_from",
     "cancel_everywhere",
     "capture_logs",
@@ -37,5 +42,6 @@ __all__ = [
     "fail_everywhere",
     "faulty_ports",
     "seeded_scheduler",
+    "simulate",
     "simulated_ports",
 ]

@@ -1,4 +1,4 @@
-"""What a scenario has left behind in this process: descriptors, children, threads, warnings.
+"""What a scenario has left behind: descriptors, children, threads, tasks, warnings.
 
 On systems without ``/proc`` descriptors and children are not looked for.
 """
@@ -14,12 +14,14 @@ import sys
 import threading
 import time
 import warnings
-from collections.abc import Generator, Mapping
+from collections.abc import Generator, Iterator, Mapping
 from contextlib import contextmanager
+from operator import attrgetter
 from pathlib import Path
 from typing import Final
 
 import attrs
+import trio
 
 _SELF: Final = Path("/proc/self")
 _SET_SUBREAPER: Final = 36
@@ -121,6 +123,34 @@ def _threads_after(before: Belongings, allowed: int) -> frozenset[int]:
         if len(left) <= allowed or time.monotonic() > give_up:
             return left
         threading.Event().wait(0.001)  # a thread says its result before it is idle
+
+
+# --- tasks -----------------------------------------------------------------------------
+
+# Trio says nowhere in public which scopes a task is in.
+_status_of: Final = attrgetter("_cancel_status")
+_scope_of: Final = attrgetter("_scope")
+_outer_of: Final = attrgetter("_parent")
+
+
+def tasks_below(root: trio.lowlevel.Task | None) -> Iterator[trio.lowlevel.Task]:
+    """Return *root* and all tasks of its nurseries, and of theirs."""
+    if root is None:
+        return
+    yield root
+    for nursery in root.child_nurseries:
+        for task in nursery.child_tasks:
+            yield from tasks_below(task)
+
+
+def scopes_around(task: trio.lowlevel.Task) -> list[trio.CancelScope]:
+    """Return the scopes that *task* is in, from the inside to the outside, nurseries' too."""
+    found: list[trio.CancelScope] = []
+    status: object = _status_of(task)
+    while status is not None:
+        found.append(_scope_of(status))
+        status = _outer_of(status)
+    return found
 
 
 # --- what Python complains about -------------------------------------------------------

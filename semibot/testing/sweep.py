@@ -28,7 +28,9 @@ from ._leftovers import (
     find_leftovers,
     heard_complaints,
     only_new_garbage,
+    scopes_around,
     take_stock,
+    tasks_below,
 )
 from .faulty import FaultPlan, follow
 from .scheduling import seeded_scheduler
@@ -182,12 +184,12 @@ class _Run:
 
     async def _main(self, plan: FaultPlan | None) -> None:
         is_done = trio.Event()
-        others = set(_tasks_below(trio.lowlevel.current_root_task()))
+        others = set(tasks_below(trio.lowlevel.current_root_task()))
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._body, plan, is_done)
             with trio.move_on_after(HANGS_AFTER if self.mock_clock else HANGS_REALLY_AFTER):
                 await is_done.wait()
-            left = set(_tasks_below(trio.lowlevel.current_root_task())) - others
+            left = set(tasks_below(trio.lowlevel.current_root_task())) - others
             if left:
                 names = ", ".join(sorted(task.name for task in left))
                 did = "are left" if is_done.is_set() else "hang"
@@ -242,25 +244,12 @@ def _origin(exc: BaseException) -> str:
     return f" in {code.co_qualname} ({code.co_filename.rpartition('/')[2]}:{traceback.tb_lineno})"
 
 
-def _tasks_below(root: trio.lowlevel.Task | None) -> Iterator[trio.lowlevel.Task]:
-    if root is None:
-        return
-    yield root
-    for nursery in root.child_nurseries:
-        for task in nursery.child_tasks:
-            yield from _tasks_below(task)
-
-
 def _end(tasks: set[trio.lowlevel.Task], root: trio.CancelScope) -> None:
     """Cancel every scope below *root* that a task is in, so that one behind a shield ends too."""
     for task in tasks:
-        scopes: list[trio.CancelScope] = []
-        status = task._cancel_status
-        while status._parent is not None and status._scope is not root:
-            scopes.append(status._scope)
-            status = status._parent
-        if status._scope is root:  # else it is no task of the scenario's own tree
-            for scope in scopes:
+        scopes = scopes_around(task)
+        if root in scopes:  # else it is no task of the scenario's own tree
+            for scope in scopes[: scopes.index(root)]:
                 scope.cancel("a sweep gives up")
 
 

@@ -25,7 +25,7 @@ from semibot.errors import ChildError, ChildStartFailed
 from semibot.live import live_ports
 from semibot.ports import Ports
 from semibot.session import open_session
-from semibot.testing import simulated_ports
+from semibot.testing import faulty_ports, simulated_ports
 from semibot.tools.ledger import Ledger
 from semibot.tools.processes import ExitStatus, open_child, run_child
 from semibot.wire.codec import dump_json, load_json
@@ -274,7 +274,7 @@ def bridge_ports(trial: Trial, *behaviours: str, features: Sequence[str] = ()) -
         bridges.append(MemoryBridge(behaviour, features))
         return bridges[-1]
 
-    return attrs.evolve(simulated_ports(), spawn=spawn)
+    return faulty_ports(attrs.evolve(simulated_ports(), spawn=spawn))
 
 
 async def talk(trial: Trial, ports: Ports, messages: int = 1, cancel: bool = False) -> None:
@@ -402,6 +402,7 @@ CASES: Final = (
             look=bridges_have_ended,
             within=BRIDGE.stop_bound,
             because="Deadlines.stop_bound",
+            errors_within=BRIDGE.bridge_ready + 2 * BRIDGE.stop_bound,
         )
         for name, act in IN_MEMORY
     ),

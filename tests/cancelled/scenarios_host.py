@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import socket
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
@@ -474,6 +475,18 @@ async def serve_in_memory(trial: Trial) -> None:
         assert b" 408 " in refused
 
 
+class TwoAddresses(trio.abc.HostnameResolver):
+    """Knows one name, and two addresses of it."""
+
+    async def getaddrinfo(self, host: Any, port: Any, *_: object, **__: object) -> Any:
+        await trio.lowlevel.checkpoint()
+        stream = (socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP, "")
+        return [(*stream, (address, port)) for address in ("127.0.0.1", "127.0.0.2")]
+
+    async def getnameinfo(self, sockaddr: Any, flags: int) -> Any:
+        raise NotImplementedError
+
+
 async def serve_on_sockets(trial: Trial) -> None:
     """Listen on a name with two addresses, and answer over real sockets."""
 
@@ -482,8 +495,9 @@ async def serve_on_sockets(trial: Trial) -> None:
         await send({"type": "http.response.body", "body": b"hello"})
 
     ports = live_ports()
+    trio.socket.set_custom_hostname_resolver(TwoAddresses())
     async with open_server(app, "localhost", 0, deadlines=BOUNDS, ports=ports) as server:
-        stream = await ports.dial("localhost", server.port, use_tls=False)
+        stream = await ports.dial("127.0.0.1", server.port, use_tls=False)
         try:
             await stream.send_all(GET)
             data = b""

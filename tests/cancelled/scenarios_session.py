@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from typing import Any, Final
 
+import attrs
 import manager_kit
 import trio
 from answering_host import be_helpful, open_answering_host, say
 from conversations import answer, hang, look_at_state, opened, read_back, run_problems
 from manager_kit import cancel, config, echo_or_hang, message, start, stop
+from slow_threads import SlowThreads
 from trials import Case, Trial
 
 from semibot.adapters import GraphAgent
 from semibot.config import Deadlines
-from semibot.errors import SessionBusy
+from semibot.errors import DeadlineExceeded, SessionBusy
 from semibot.models import Say, scripted_model
 from semibot.session import ActiveRun, Session, open_session_manager
-from semibot.testing import LaneEvent, MemoryPlane, adapter_from, cut_here
+from semibot.testing import LaneEvent, MemoryPlane, adapter_from, cut_here, simulated_ports
 from semibot.wire.events import ExecutionComplete, ExecutionError, TextChunk
 from semibot.wire.frames import Cancelled
 
@@ -108,6 +111,27 @@ async def change_the_configuration(trial: Trial) -> None:
             await talk(session, "two")
             if session.last_run.outcome != "completed":
                 trial.problems.append(f"the second run is {session.last_run.outcome}")
+    await read_back(trial)
+
+
+async def use_a_slow_disk(trial: Trial) -> None:
+    ports = attrs.evolve(simulated_ports(), threads=SlowThreads())
+    with cut_here():
+        async with opened(trial, answer, ports=ports) as session:
+            await talk(session, "one", "two")
+    ports.threads.come_back()
+    await read_back(trial)
+
+
+async def use_a_disk_that_hangs(trial: Trial) -> None:
+    threads = SlowThreads()
+    ports = attrs.evolve(simulated_ports(), threads=threads)
+    with cut_here(), suppress(DeadlineExceeded):
+        async with opened(trial, answer, ports=ports) as session:
+            await talk(session, "one")
+            threads.hang("files")
+            await talk(session, "two")
+    threads.come_back()
     await read_back(trial)
 
 
@@ -259,6 +283,13 @@ CASES: Final = (
             ("messages wait for their turn", enqueue),
             ("a fast and a slow reader", read_along),
             ("its configuration changes between runs", change_the_configuration),
+        )
+    ),
+    *(
+        _case(f"session: {name}", act, look, BOUNDS.stop_bound, "Deadlines.stop_bound")
+        for name, act, look in (
+            ("two runs on a slow disk", use_a_slow_disk, look_at_state),
+            ("the disk hangs in the second run", use_a_disk_that_hangs, lambda _: None),
         )
     ),
     *(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final
 
@@ -10,13 +11,13 @@ import attrs
 import trials
 import trio
 from trials import Case, Trial
+from trio_websocket import ConnectionClosed
 from vm_host import Frame, HostLink, VmHost, open_vm_host
 
 from semibot.channel import open_control_channel
 from semibot.config import Deadlines
 from semibot.config.settings import VmSettings
 from semibot.errors import LinkRefused
-from semibot.ports import Ports
 from semibot.secret import Secret
 from semibot.testing.sweep import cut_here
 from semibot.vm import run_vm
@@ -25,6 +26,11 @@ BOUNDS: Final = Deadlines()
 
 LEAVING: Final = BOUNDS.stop_bound + BOUNDS.channel_close
 """What leaving a VM may take."""
+
+PATIENCE: Final = LEAVING + 60
+"""How long a host waits for a VM that may be gone, in seconds."""
+
+TERMINAL: Final = ("execution_complete", "execution_error")
 
 OUTBOX: Final = BOUNDS.channel_close + BOUNDS.session_save
 """What leaving a channel with an outbox may take."""
@@ -74,7 +80,7 @@ def runs_ended_once(trial: Trial) -> str | None:
         event = json.loads(data)
         if seq > 1 and (session_id, term, seq - 1) not in meaning:
             return f"{session_id} has a gap before {seq}"
-        if event["type"] in ("execution_complete", "execution_error"):
+        if event["type"] in TERMINAL:
             if event["run_id"] in ended:
                 return f"{event['run_id']} has two ends"
             ended.add(event["run_id"])
@@ -107,50 +113,51 @@ def _lines(path: Path) -> list[str]:
 
 async def answer_and_leave(trial: Trial) -> None:
     """Connect, answer a message with the demonstration, and be stopped."""
-    vm = trio.CancelScope()
-
-    async def run(ports: Ports) -> None:
-        with vm:
-            await run_vm(settings(trial), ports)
-
+    has_answered = trio.Event()
     async with open_vm_host() as host, trio.open_nursery() as nursery:
-        nursery.start_soon(run, host.ports())
-        link = await host.accept()
-        await link.bring_up()
-        await link.start("hello")
-        note(trial, await link.receive_until("execution_complete"))
-        vm.cancel()
-        await listen_on(trial, link)
+        nursery.start_soon(run_until, trial, host, has_answered)
+        with suppress(ConnectionClosed):
+            link = await accept(host)
+            await link.bring_up()
+            await link.start("hello")
+            note(trial, await link.receive_until("execution_complete"))
+            has_answered.set()
+            await listen_on(trial, link)
+        nursery.cancel_scope.cancel()
+
+
+async def run_until(trial: Trial, host: VmHost, is_enough: trio.Event) -> None:
+    """Run a VM that is cancelled, sooner or later; then there is no more to wait for."""
+    with cut_here() as scope:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(run_vm, settings(trial), host.ports())
+            await is_enough.wait()
+            scope.cancel()
+
+
+async def accept(host: VmHost) -> HostLink:
+    """Take the next link; none comes if the VM has been cancelled before."""
+    with trio.move_on_after(PATIENCE):
+        return await host.accept()
+    raise ConnectionClosed(None)
 
 
 async def drain(trial: Trial) -> None:
     """Stop a VM in the middle of a run, as SIGTERM does: its end is delivered."""
-    heard: list[HostLink] = []
-
-    async def run(host: VmHost) -> None:
-        with cut_here() as scope:
-            async with trio.open_nursery() as nursery:
-                nursery.start_soon(run_vm, settings(trial), host.ports())
-                await is_running.wait()
-                scope.cancel()
-
     is_running = trio.Event()
     async with open_vm_host() as host, trio.open_nursery() as nursery:
-        nursery.start_soon(run, host)
-        with trio.move_on_after(LEAVING):
-            link = await host.accept()
-            heard.append(link)
+        nursery.start_soon(run_until, trial, host, is_running)
+        with suppress(ConnectionClosed):
+            link = await accept(host)
             await link.bring_up()
             await link.start("hello")
             note(trial, await link.receive_until("run_started"))
             is_running.set()
             await listen_on(trial, link)
             events = [json.loads(str(f["data"])) for f in _heard(trial) if f["type"] == "sse_event"]
-            if events and events[0]["type"] == "run_started":
-                last = events[-1]["type"]
-                if last not in ("execution_complete", "execution_error"):
-                    trial.problems.append(f"the run has begun, and its last word is {last}")
-        is_running.set()
+            if events[-1]["type"] not in TERMINAL:
+                trial.problems.append(f"a run that began ends with {events[-1]['type']}")
+        nursery.cancel_scope.cancel()
 
 
 def _heard(trial: Trial) -> list[Frame]:
@@ -160,51 +167,51 @@ def _heard(trial: Trial) -> list[Frame]:
 
 async def lose_the_link(trial: Trial) -> None:
     """Lose the link in the middle of a run, and go on over the next one."""
+    has_answered = trio.Event()
     async with open_vm_host() as host, trio.open_nursery() as nursery:
-        nursery.start_soon(run_vm, settings(trial), host.ports())
-        link = await host.accept()
-        await link.bring_up()
-        await link.start("hello")
-        note(trial, await link.receive_until("run_started"))
-        await trio.aclose_forcefully(link.socket._stream)
-        link = await host.accept()
-        await link.receive()
-        data = {"user_id": "u1", "org_id": "o1", "api_keys": {}, "protocol": 2, "epoch": 2}
-        await link.send({"type": "init", "data": data})
-        resume: Any = await link.receive()
-        status = {session_id: {"acked_seq": 1} for session_id in resume["sessions"]}
-        await link.send({"type": "resume_response", "results": {}, "sessions": status})
-        note(trial, await link.receive_until("execution_complete"))
+        nursery.start_soon(run_until, trial, host, has_answered)
+        with suppress(ConnectionClosed):
+            link = await accept(host)
+            await link.bring_up()
+            await link.start("hello")
+            note(trial, await link.receive_until("run_started"))
+            await trio.aclose_forcefully(link.socket._stream)
+            link = await accept(host)
+            await link.receive()
+            data = {"user_id": "u1", "org_id": "o1", "api_keys": {}, "protocol": 2, "epoch": 2}
+            await link.send({"type": "init", "data": data})
+            resume: Any = await link.receive()
+            status = {session_id: {"acked_seq": 1} for session_id in resume["sessions"]}
+            await link.send({"type": "resume_response", "results": {}, "sessions": status})
+            note(trial, await link.receive_until("execution_complete"))
+            has_answered.set()
+            await listen_on(trial, link)
         nursery.cancel_scope.cancel()
 
 
 async def come_back(trial: Trial) -> None:
     """Cut a VM off at any step, and have the next one go on in its state directory."""
-    async with open_vm_host() as host:
-        for term in (1, 2):
-            async with trio.open_nursery() as nursery:
-                if term == 1:
-                    nursery.start_soon(_run_cut, trial, host)
-                else:
-                    nursery.start_soon(run_vm, settings(trial), host.ports())
-                with trio.move_on_after(LEAVING + 60) as patience:
-                    link = await host.accept()
-                    try:
-                        await link.bring_up()
-                        await link.start(f"hello {term}", term=term)
-                        note(trial, await link.receive_until("execution_complete"))
-                    except Exception:  # the first may be gone at any moment
-                        if term == 2:
-                            raise
-                if term == 2 and patience.cancelled_caught:
-                    trial.problems.append("the next VM does not answer")
-                nursery.cancel_scope.cancel()
+    has_answered = trio.Event()
+    async with open_vm_host() as host, trio.open_nursery() as nursery:
+        nursery.start_soon(run_until, trial, host, has_answered)
+        with suppress(ConnectionClosed):
+            link = await begin_a_run(host, 1)
+            has_answered.set()
+            await link.wait_closed()
+        nursery.cancel_scope.cancel()
+    async with open_vm_host() as host, trio.open_nursery() as nursery:
+        nursery.start_soon(run_vm, settings(trial), host.ports())
+        await begin_a_run(host, 2)
+        nursery.cancel_scope.cancel()
 
 
-async def _run_cut(trial: Trial, host: VmHost) -> None:
-    with cut_here():
-        await run_vm(settings(trial), host.ports())
-    await trio.sleep_forever()
+async def begin_a_run(host: VmHost, term: int) -> HostLink:
+    """Take the next VM, and have it begin to answer."""
+    link = await accept(host)
+    await link.bring_up()
+    await link.start(f"hello {term}", term=term)
+    await link.receive_until("run_started")
+    return link
 
 
 async def be_refused(trial: Trial) -> None:

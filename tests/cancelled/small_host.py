@@ -324,7 +324,7 @@ class HandVm:
         self.say(type="resume", pending_ids=[], sessions=held)
         answer = await self.hear("resume_response")
         for session_id, status in (answer.get("sessions") or {}).items():
-            for frame in self.events[session_id][status.get("acked_seq") or 0 :]:
+            for frame in self.events.get(session_id, [])[status.get("acked_seq") or 0 :]:
                 self.say(**frame)
 
     def event(self, session_id: str, run_id: str, kind: str, **data: Any) -> None:

@@ -138,7 +138,7 @@ class _Crowd:
     # --- the VM ---
 
     async def pour(self, stream: trio.SocketStream) -> None:
-        """Send every event when its time has come."""
+        """Send every event when its time has come, and heartbeats after the last one."""
         line = self.line
         event = {"type": "thinking", "content": "~".ljust(self.plan.event_bytes, "x")}
         data = json.dumps(json.dumps({**event, "stage": "reasoning"}))
@@ -152,6 +152,9 @@ class _Crowd:
             await trio.sleep_until(due)
             self.sent.append((trio.current_time(), self.phase))
             await stream.send_all(frame)
+        while True:
+            await trio.sleep(5)
+            await stream.send_all(text_frame('{"type":"heartbeat","active_sessions":[]}'))
 
     # --- those who read ---
 
@@ -194,7 +197,7 @@ class _Crowd:
     async def _stall(self, wavering: Wavering) -> None:
         sockets, began = self.host.sockets, trio.current_time()
         with trio.move_on_after(3 * self.plan.stall_timeout + 10) as patience:
-            while self.host.sockets >= sockets:
+            while self.host.sockets >= sockets:  # noqa: ASYNC110 - nobody tells us
                 await trio.sleep(0.02)
         assert not patience.cancelled_caught, "a reader that accepts nothing is not closed"
         took = trio.current_time() - began
@@ -320,10 +323,9 @@ async def measure(plan: Plan, directory: Path) -> Outcome:
                 before = host.rss_bytes
                 nursery.start_soon(crowd.watch_memory)
                 began = trio.current_time()
-                async with trio.open_nursery() as working:
-                    working.start_soon(crowd.pour, link.stream)
-                    working.start_soon(crowd.waver, wavering)
-                    await crowd.all_arrived.wait()
+                nursery.start_soon(crowd.pour, link.stream)
+                await crowd.waver(wavering)
+                await crowd.all_arrived.wait()
                 took = trio.current_time() - began
                 nursery.cancel_scope.cancel()
         finally:

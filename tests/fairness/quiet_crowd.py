@@ -107,7 +107,7 @@ class _Crowd:
         async with world.ask("GET", self._path) as exchange:
             await self._read(exchange, seen, [], upto=self.plan.stalls_after)
             began = trio.current_time()
-            while not exchange.stream.out.is_refused:
+            while not exchange.stream.out.is_refused:  # noqa: ASYNC110 - nobody tells us
                 await trio.sleep(TICK)
             self.closed_after = trio.current_time() - began
             await self._read(exchange, seen, [])

@@ -17,7 +17,7 @@ def test_a_stalled_reader_delays_nobody_and_comes_back_without_a_gap(tmp_path):
     for has_stalled in (False, True):
         directory = tmp_path / str(has_stalled)
         directory.mkdir()
-        plan = Plan(has_stalled=has_stalled, live=49)
+        plan = Plan(has_stalled=has_stalled, live=29)
         outcome = simulate(plan, directory)
         waits[has_stalled] = sorted(outcome.waits)
         numbers = [[each.seq for each in seen] for seen in outcome.seen]

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from urllib.parse import quote
+
 import pytest
+import trio
 from hostile_links import attack_host, attack_vm
 from http_kit import ANN, Host
 
@@ -20,7 +23,6 @@ def test_a_vm_outlives_what_a_host_says() -> None:
 @pytest.mark.parametrize(
     "text",
     [
-        "",
         "0",
         "-",
         "1-",
@@ -41,7 +43,6 @@ def test_a_vm_outlives_what_a_host_says() -> None:
         "9" * 30_000,
         "1-1\0",
         "null",
-        "%31-1",
         "1-1,1-1",
         "\xff-1",
     ],
@@ -49,13 +50,10 @@ def test_a_vm_outlives_what_a_host_says() -> None:
 async def test_an_event_id_that_is_none_is_a_bad_request(autojump_clock, text) -> None:
     host = Host()
     host.store.add_session()
-    by_header = text.encode("latin-1", "replace").decode("latin-1")
-    answer = await host.ask(
-        "GET", "/api/v1/sessions/s1/stream", headers={**ANN, "last-event-id": by_header}
-    )
-    if by_header:
-        assert answer.status == 400
-        assert answer.code
-    if text.isascii() and text.isprintable() and not set(text) & set(" +%&,"):
-        target = f"/api/v1/sessions/s1/stream?last_event_id={text}"
-        assert (await host.ask("GET", target)).status == 400
+    stream = "/api/v1/sessions/s1/stream"
+    with trio.fail_after(60):
+        said = text.encode("latin-1", "replace").decode("latin-1")
+        answer = await host.ask("GET", stream, headers={**ANN, "last-event-id": said})
+        assert (answer.status, answer.code) == (400, "BAD_EVENT_ID")
+        answer = await host.ask("GET", f"{stream}?last_event_id={quote(text)}")
+        assert (answer.status, answer.code) == (400, "BAD_EVENT_ID")

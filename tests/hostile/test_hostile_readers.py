@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from hostile_targets import TARGETS, Target, attack
 
-EXAMPLES = 150
+EXAMPLES = 100
 
 
 @pytest.mark.parametrize("target", TARGETS, ids=lambda target: target.name.replace(" ", "-"))

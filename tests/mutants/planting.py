@@ -99,7 +99,84 @@ def planted(edits: Sequence[Edit]) -> Generator[Path]:
             file = root / "semibot" / edit.file
             text = file.read_text(encoding="utf-8")
             if text.count(edit.old) != 1:
-                message = f"{edit.file}: the text to be replaced occurs {text.count(edit.old)} times"
+                message = (
+                    f"{edit.file}: the text to be replaced occurs {text.count(edit.old)} times"
+                )
                 raise ValueError(message)
             file.write_text(text.replace(edit.old, edit.new), encoding="utf-8")
         yield root
+
+
+def run_simulation(
+    edits: Sequence[Edit],
+    *,
+    seeds: int,
+    first: int,
+    minutes: float,
+    faults: Sequence[str] = (),
+    without: Sequence[str] = (),
+) -> Outcome:
+    """Run seeds of the simulation on a product with *edits*, to the first that finds something.
+
+    Args:
+        edits: What is changed.
+        seeds: How many seeds are tried.
+        first: The first of them.
+        minutes: How long things go wrong in each.
+        faults: Kinds of faults that may happen.
+        without: Invariants that are not looked at.
+    """
+    command = [sys.executable, "-m", "semibot.testing", "simulate", "--json", "--stop-at-first"]
+    command += ["--seeds", str(seeds), "--from", str(first), "--minutes", f"{minutes:g}"]
+    # How long a seed really takes depends on the machine.
+    command += ["--faults", ",".join(faults), "--without", ",".join((*without, *NOT_LOOKED_AT))]
+    began = time.perf_counter()
+    with planted(edits) as root:
+        done = subprocess.run(
+            command,
+            cwd=root,
+            env={**os.environ, "PYTHONPATH": str(root)},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+    seconds = time.perf_counter() - began
+    try:
+        found = json.loads(done.stdout.splitlines()[-1])["violations"]
+    except (IndexError, ValueError, KeyError):
+        return Outcome(violations=(), seconds=seconds, failure=(done.stdout + done.stderr)[-2000:])
+    violations = tuple((each["seed"], each["invariant"], each["text"]) for each in found)
+    return Outcome(violations=violations, seconds=seconds)
+
+
+NOT_LOOKED_AT: Final = ("within_limits", "too_small")
+"""Promises that are about the simulation itself: what it takes and how much happens."""
+
+
+def hunt(mutant: Mutant, *, seeds: int, first: int | None = None) -> Outcome:
+    """Look for a mutant with every invariant there is.
+
+    Args:
+        mutant: The mutant.
+        seeds: How many seeds are tried.
+        first: The first of them; the mutant's own by default.
+    """
+    return run_simulation(
+        mutant.edits,
+        seeds=seeds,
+        first=mutant.seed if first is None else first,
+        minutes=mutant.minutes,
+        faults=mutant.faults,
+    )
+
+
+def ablate(mutant: Mutant, *, seeds: int, first: int | None = None) -> Outcome:
+    """Look for a mutant without the invariants that are named for it."""
+    return run_simulation(
+        mutant.edits,
+        seeds=seeds,
+        first=mutant.seed if first is None else first,
+        minutes=mutant.minutes,
+        faults=mutant.faults,
+        without=mutant.invariants,
+    )

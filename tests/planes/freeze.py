@@ -64,7 +64,7 @@ async def freeze(plane: Plane, vm: trio.Process, seconds: float) -> Frozen:
     """Stop the VM in the middle of two runs, wake it, and compare everything."""
     talker, reader, caller = Follower(), Follower(), Follower()
     file = plane.directory / "lines"
-    pieces = int((seconds + 5) / PAUSE)
+    pieces = int((seconds + 2) / PAUSE)
     async with trio.open_nursery() as nursery:
         nursery.start_soon(plane.start, talker, f"stream {pieces} {PAUSE}")
         nursery.start_soon(plane.start, caller, f"append {file} {CALLS} {CALL_PAUSE} c")

@@ -44,8 +44,8 @@ def run_simulated(plan: Plan, seed: int) -> bool:
         f" (bound {MOST_SHARE:.0%})"
     )
     print(
-        f"back after the outage: p50 {percentile(after, 50):.1f} s, p99 {percentile(after, 99):.1f} s,"
-        f" last {after[-1]:.1f} s (bound {BACK_BOUND:.0f} s)"
+        f"back after the outage: p50 {percentile(after, 50):.1f} s,"
+        f" p99 {percentile(after, 99):.1f} s, last {after[-1]:.1f} s (bound {BACK_BOUND:.0f} s)"
     )
     return (
         len(after) == plan.vms
@@ -78,9 +78,7 @@ def main() -> int:
     options = parser.parse_args()
     if options.real is not None:
         return 0 if run_real(options.real) else 1
-    plan = Plan(
-        vms=options.vms, outage=options.outage, how=options.how, disk_delay=options.disk
-    )
+    plan = Plan(vms=options.vms, outage=options.outage, how=options.how, disk_delay=options.disk)
     return 0 if run_simulated(plan, options.seed) else 1
 
 

@@ -85,8 +85,8 @@ def test_a_short_sweep_tries_steps_all_over_the_scenario(seed: int) -> None:
     report = cancel_everywhere(scenario, seeds=[seed], at_most=10)
     assert 7 <= report.cancel_points <= 10
     assert at[0] == at[-1] == 30  # these were not cancelled
-    assert min(at) <= 3
-    assert max(at[1:-1]) >= 27
+    assert min(at) <= 4
+    assert max(at[1:-1]) >= 26
 
 
 # --- planted leaks --------------------------------------------------------------------

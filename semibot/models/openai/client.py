@@ -113,7 +113,7 @@ class OpenAIClient:
             http_client=self._http,
         )
         # It only says so in a header, and would find it out in a thread that no port knows of.
-        self._sdk._platform = "Unknown"
+        vars(self._sdk)["_platform"] = "Unknown"
 
     async def aclose(self) -> None:
         """Close all connections."""

@@ -53,6 +53,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--json", action="store_true", help="end with one line of JSON")
     add("--faults", type=_names, help="kinds of faults, separated by commas; all by default")
     add("--without", type=_names, default=(), help="invariants that are not looked at")
+    add("--busy-limit", type=float, help="seconds of a processor that a seed may take")
     add("--stop-at-first", action="store_true", help="stop at the first seed with a violation")
     add("--show", type=int, metavar="SEED", help="tell all that happens in one seed")
     add("--list", action="store_true", help="list faults and invariants")
@@ -70,6 +71,7 @@ def _simulate(options: argparse.Namespace, seed: int, *, shows: bool = False) ->
             minutes=options.minutes,
             faults=options.faults,
             without=options.without,
+            busy_limit=options.busy_limit,
             show=print if shows else None,
         )
     except ValueError as exc:

@@ -18,7 +18,7 @@ from .judging_links import (
     NoHotLoop,
     OneLink,
 )
-from .judging_readers import Gapless, OneMeaning, OneTerminal, SameForAll, SameView
+from .judging_readers import Gapless, OneMeaning, OneTerminal, OwnCheck, SameForAll, SameView
 from .judging_runs import CancelWorks, EpochsRise, RunsGoOn
 from .judging_work import AcknowledgedIsStored, NoStrayTask, Once, SilentAfterReceipt
 
@@ -59,6 +59,7 @@ INVARIANTS: Final[Mapping[str, Callable[[World], Invariant]]] = {
     "one_link": OneLink,
     "answered_in_time": AnsweredInTime,
     "no_hot_loop": NoHotLoop,
+    "own_check": OwnCheck,
     "runs_go_on": RunsGoOn,
     "cancel_works": CancelWorks,
     "epochs_rise": EpochsRise,
@@ -84,6 +85,7 @@ PROMISES: Final[Mapping[str, str]] = {
     "runs_go_on": "a run that a VM has begun is interrupted only if the VM is lost or stopped",
     "cancel_works": "a cancel or a deletion ends its run at once, and no other run",
     "epochs_rise": "every link that is let in has a greater epoch than those before it",
+    "own_check": "whoever simulates finds nothing wrong with any answer",
     "settles": "5 minutes after the last fault everything is delivered and every run has ended",
     "nothing_left": "a process that ended has closed its connections",
     "no_failure": "no error but those of the faults: no crash, no 5xx, no ERROR in a log",

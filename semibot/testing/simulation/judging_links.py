@@ -23,7 +23,7 @@ BEAT_WITHIN: Final = 12.0
 NOTICED_WITHIN: Final = 32.0
 """Longest silence until an end gives a link up, in seconds: 31, seen by a look every second."""
 
-CLOSED_WITHIN: Final = 3.0
+CLOSED_WITHIN: Final = 6.0
 """What saying goodbye may take where nothing goes out any more, in seconds."""
 
 REPLACED_WITHIN: Final = 8.0
@@ -90,7 +90,8 @@ class HalfOpenNoticed:
                 (link.connection.server, link.host_closed_at),
             ):
                 silence = now - self._heard_at(end)
-                limit = NOTICED_WITHIN if end.out.room > 0 else NOTICED_WITHIN + CLOSED_WITHIN
+                says_goodbye = end.out.room > 0 and not end.out.is_refused
+                limit = NOTICED_WITHIN + (0.0 if says_goodbye else CLOSED_WITHIN)
                 if goodbye is None and silence > limit and end not in self._told:
                     self._told.add(end)
                     self._world.violate(

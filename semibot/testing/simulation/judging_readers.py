@@ -232,6 +232,31 @@ class SameView:
                 )
 
 
+@final
+class OwnCheck:
+    """Whoever simulates finds nothing wrong with any answer."""
+
+    name: ClassVar[str] = "own_check"
+    wants: ClassVar[tuple[type, ...]] = (Finished,)
+
+    def __init__(self, world: World) -> None:
+        self._world = world
+
+    def take(self, what: Happening) -> None:
+        check = self._world.plan.check
+        if check is None:
+            return
+        for run_id, question, answer in self._world.rows(
+            "SELECT runs.id, asked.content, coalesce(said.content, '') FROM runs"
+            " JOIN messages AS asked ON asked.run_id = runs.id AND asked.role = 'user'"
+            " LEFT JOIN messages AS said ON said.run_id = runs.id AND said.role = 'assistant'"
+            " WHERE runs.outcome = 'completed' ORDER BY runs.created_at, runs.id"
+        ):
+            problem = check(str(question), str(answer))
+            if problem is not None:
+                self._world.violate(self.name, f"run {str(run_id)[:6]}: {problem}")
+
+
 def _shown(reader: Reader) -> list[tuple[str, str]] | None:
     """Return the conversation as a page would show it; None if it shows only a part."""
     shown: dict[str, dict[str, str]] = {}  # a run's messages by role, in the runs' order

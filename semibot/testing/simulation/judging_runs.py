@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, ClassVar, Final, final
 
 import trio
@@ -9,6 +10,7 @@ import trio
 from semibot.wire.frames import Init
 
 from .happenings import (
+    CancelAnswered,
     CancelPending,
     Finished,
     Happening,
@@ -119,7 +121,15 @@ class CancelWorks:
     """A cancel ends its run at once, and no other; nor does a run of a deleted session go on."""
 
     name: ClassVar[str] = "cancel_works"
-    wants: ClassVar[tuple[type, ...]] = (RunBegins, RunRests, Posted, CancelPending, Tick, Finished)
+    wants: ClassVar[tuple[type, ...]] = (
+        RunBegins,
+        RunRests,
+        Posted,
+        CancelAnswered,
+        CancelPending,
+        Tick,
+        Finished,
+    )
 
     def __init__(self, world: World) -> None:
         self._world = world
@@ -135,6 +145,8 @@ class CancelWorks:
                 self._running.pop(run_id, None)
             case Posted(session_id=session_id, run_id=run_id):
                 self._session_of[run_id] = session_id
+            case CancelAnswered(session_id=session_id, receipt=receipt):
+                self._check_receipt(session_id, receipt)
             case CancelPending(run_id=run_id, since=since):
                 self._check(run_id, since, "was cancelled")
             case Tick():
@@ -147,13 +159,29 @@ class CancelWorks:
     def _check(self, run_id: str, since: float, fate: str) -> None:
         life = self._running.get(run_id)
         # With one seat in a VM, a run waits for the sessions before it, cancelled or not.
-        if life is None or self._world.max_open == 1 or not _is_well_since(self._world, life, since):
+        if (
+            life is None
+            or self._world.max_open == 1
+            or not _is_well_since(self._world, life, since)
+        ):
             return
         passed = trio.current_time() - since
         if passed > STOPS_WITHIN:
             del self._running[run_id]
             self._world.violate(
                 self.name, f"run {run_id[:6]} {fate} {passed:.0f} s ago and works on"
+            )
+
+    def _check_receipt(self, session_id: str, receipt: Mapping[str, object]) -> None:
+        """A receipt without an outcome says that there was nothing to cancel."""
+        run_id = str(receipt.get("run_id"))
+        life = self._running.get(run_id)
+        if receipt.get("outcome") is not None or receipt.get("vm_lost") or life is None:
+            return
+        is_excused = session_id in self._world.maybe_deleted or not life.is_alive
+        if not is_excused and life.kind not in self._world.processes.doubled:
+            self._world.violate(
+                self.name, f"run {run_id[:6]} works, but its cancel was answered by {receipt}"
             )
 
     def _look_at_deleted(self) -> None:

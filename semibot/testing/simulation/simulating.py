@@ -15,19 +15,20 @@ from collections.abc import Callable, Generator, Iterable
 from pathlib import Path
 from typing import Final, final
 
+import attrs
 import trio
 import trio.testing
 
 from semibot.session import AdapterFactory
+from semibot.testing.scheduling import seeded_scheduler
 
 from .invariants import check_names
 from .lives import life_of_task
 from .report import SimulationReport, Violation
 from .schedule import LONGEST_PAUSE, Schedule
-from .scheduler import seeded_scheduler
 from .world import Plan, World
 
-REAL_SECONDS: Final = 20.0
+BUSY: Final = 20.0
 """How long a simulation may keep a processor busy, in seconds, and 2 more for a faulty minute."""
 
 OTHERS: Final = 10.0
@@ -45,6 +46,8 @@ def simulate(
     without: Iterable[str] = (),
     adapter: AdapterFactory | None = None,
     message: Callable[[random.Random], str] | None = None,
+    check: Callable[[str, str], str | None] | None = None,
+    busy_limit: float | None = None,
     show: Callable[[str], None] | None = None,
 ) -> SimulationReport:
     """Run host, VMs and users in one process under faults, all of it decided by *seed*.
@@ -61,6 +64,10 @@ def simulate(
         adapter: What drives the sessions; by default one that does what the messages say.
             It gets only simulated ports, and must not use the outside by other ways.
         message: Draws what people say from the generator it is given.
+        check: Is called with the question and the answer of every run that was completed, when
+            all is over; what it returns is a violation of ``own_check``.
+        busy_limit: How long it may keep a processor busy, in seconds; by default 20, and 2 more
+            for every minute. It may take ten times as long where others are busy, too.
         show: Gets what happened and what was logged, line by line.
 
     Returns:
@@ -74,9 +81,12 @@ def simulate(
         faulty=60.0 * minutes,
         faults=None if faults is None else frozenset(faults),
         without=check_names(without),
-        **({} if adapter is None else {"adapter": lambda _: adapter}),
-        **({} if message is None else {"draw_message": message}),
+        check=check,
     )
+    if adapter is not None:
+        plan = attrs.evolve(plan, adapter=lambda _: adapter)
+    if message is not None:
+        plan = attrs.evolve(plan, draw_message=message, last_message=None)
     began = time.perf_counter()
     parent = MEMORY_DISK if MEMORY_DISK.is_dir() else None
     directory = Path(tempfile.mkdtemp(prefix="semibot-simulation-", dir=parent))
@@ -86,7 +96,7 @@ def simulate(
         if show is not None:
             world.trace.listener = lambda now, event: _show_happening(show, now, event)
         with _logs_of(world, show):
-            ended_at = _run(world, schedule)
+            ended_at = _run(world, schedule, busy_limit or BUSY + plan.faulty / 30)
         world.close()
     finally:
         shutil.rmtree(directory, ignore_errors=True)
@@ -101,7 +111,7 @@ def _command(plan: Plan) -> str:
     return " ".join(words)
 
 
-def _run(world: World, schedule: Schedule) -> float:
+def _run(world: World, schedule: Schedule, limit: float) -> float:
     """Run all of it, and return when it ended."""
     ended_at = 0.0
 
@@ -114,7 +124,6 @@ def _run(world: World, schedule: Schedule) -> float:
                 world.violate("within_limits", "the simulation does not end")
         ended_at = trio.current_time()
 
-    limit = REAL_SECONDS + world.plan.faulty / 30
     with seeded_scheduler(world.seed, _is_frozen), _alarm(limit * OTHERS):
         try:
             trio.run(

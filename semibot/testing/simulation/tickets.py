@@ -85,7 +85,7 @@ class _Guest:
 
     async def decided(self, links: int = 1) -> None:
         """Wait until it was let in so many times or is refused, or for as long as makes sense."""
-        with trio.move_on_after(PATIENCE):
+        with trio.move_on_after(PATIENCE):  # noqa: ASYNC912 - decided already is fine
             while self.links < links and self.refusal is None:
                 await self.changed.wait()
 
@@ -206,6 +206,10 @@ async def _race(guests: Guests, environment: Mapping[str, str]) -> None:
     everyone = (*racers, thief)
     if sum(guest.links > 0 for guest in everyone) > 1:
         world.violate(STRANGERS, f"{environment['VM_USER_ID']}: one ticket let two processes in")
+    for guest in everyone:
+        if guest.refusal not in {None, REFUSED}:
+            user = environment["VM_USER_ID"]
+            world.violate(STRANGERS, f"{user}: a spent ticket is refused with {guest.refusal}")
     if any(guest.refusal == REFUSED for guest in everyone):
         world.hit("ticket_replay")
 

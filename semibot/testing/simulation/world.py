@@ -58,8 +58,10 @@ class Plan:
     """What runs in the VMs."""
     draw_message: Callable[[random.Random], str] = draw_message
     """What people say."""
-    last_message: str = "say 40 0.01 8 -"
-    """What is said in the end, and has to be answered."""
+    last_message: str | None = "say 40 0.01 8 -"
+    """What is said in the end, and has to be answered; None draws it, too."""
+    check: Callable[[str, str], str | None] | None = None
+    """Returns what is wrong with the answer to a question."""
     speakers: int | None = None
     """How many people talk; drawn by default."""
 
@@ -109,8 +111,6 @@ class World:
         """Events that may be logged as errors."""
         self.draw_message: Final = plan.draw_message
         """What people say."""
-        self.last_message: Final = plan.last_message
-        """What is said in the end."""
         self.sessions: Final[dict[str, str]] = {}
         """Every session there was, and its user."""
         self.deleted: Final[set[str]] = set()

@@ -1,3 +1,4 @@
+# ruff: noqa: T201 - it says where it listens
 """A real host in a process of its own, with users made beforehand, each with a VM to come.
 
 ``python plain_host.py DATA_DIR USERS PORT DEADLINES``: users are called ``user-0`` and so on,
