@@ -48,7 +48,7 @@ class Backoff:
 
     @property
     def _longest(self) -> float:
-        return min(MAX_DELAY, BASE_DELAY * 2 ** min(self.failures, _MAX_DOUBLINGS))
+        return min(MAX_DELAY, BASE_DELAY * (1 << min(self.failures, _MAX_DOUBLINGS)))
 
     def reset(self) -> None:
         """Begin anew, because a link has held."""

@@ -14,10 +14,10 @@ from .plane import MemoryLane as MemoryLane
 from .plane import MemoryPlane as MemoryPlane
 from .ports import simulated_ports as simulated_ports
 from .scheduling import seeded_scheduler as seeded_scheduler
-from .sweep import FaultReport as FaultReport
 from .simulation import SimulationReport as SimulationReport
 from .simulation import Violation as Violation
 from .simulation import simulate as simulate
+from .sweep import FaultReport as FaultReport
 from .sweep import SweepDidNotEnd as SweepDidNotEnd
 from .sweep import SweepReport as SweepReport
 from .sweep import cancel_everywhere as cancel_everywhere

@@ -49,6 +49,10 @@ class _Scheduler:
         """Return a number from 0 to 1; Trio asks only without the switch."""
         return self._random.random()
 
+    def uniform(self, low: float, high: float) -> float:
+        """Return a number between two; Trio's real clock begins at one."""
+        return self._random.uniform(low, high)
+
 
 @contextlib.contextmanager
 def seeded_scheduler(

@@ -12,6 +12,7 @@ import trio
 import trio.testing
 
 from semibot.config import Deadlines
+from semibot.errors import SemibotError
 from semibot.store.sqlite import open_sqlite_store
 from semibot.testing import simulated_ports
 
@@ -39,7 +40,10 @@ def check_database(
         return f"beside the database is {left}"
     if path.stat().st_size == 0:  # cancelled before it was migrated
         return f"acknowledged and gone: {users} {events}" if users or events else None
-    trio.run(_open_again, path, clock=trio.testing.MockClock(autojump_threshold=0))
+    try:
+        trio.run(_open_again, path, clock=trio.testing.MockClock(autojump_threshold=0))
+    except SemibotError as exc:
+        return f"the database does not open again: {exc}"
     with contextlib.closing(apsw.Connection(str(path))) as connection:
         return next(_problems(connection, users, events), None)
 

@@ -16,7 +16,7 @@ import trio
 import trio.testing
 from bridge_sessions import terminals
 from child_harness import ENVIRONMENT
-from process_table import alive
+from process_table import alive, seconds_until
 from trials import Case, Trial
 
 from semibot.adapters import BridgeAgent
@@ -67,8 +67,9 @@ def shell(script: str) -> list[str]:
 def nobody_is_left(trial: Trial) -> str | None:
     """Find descendants, zombies too, whatever session they went to, and open entries."""
     mark = trial.parts.get("mark")
-    left = [] if mark is None else alive(str(mark))
-    if left:
+    patience = float(str(trial.parts.get("patience", 0)))
+    if mark is not None and seconds_until(lambda: not alive(str(mark)), patience) is None:
+        left = alive(str(mark))
         for entry in left:
             os.kill(entry.pid, signal.SIGKILL)
         return f"alive: {left}"
@@ -101,8 +102,8 @@ async def ignore_the_end(trial: Trial) -> None:
 
 async def flood(trial: Trial) -> None:
     """Leave in the middle of output without end on both streams."""
-    async with start(trial, shell("yes $0 >&2 & yes $0")) as child:
-        for _ in range(3):
+    async with start(trial, shell("yes $0 | head -c 100000 >&2 & yes $0")) as child:
+        for _ in range(30):
             assert await child.receive_some()
 
 
@@ -125,6 +126,7 @@ async def send_to_nobody(trial: Trial) -> None:
 
 async def lose_the_guard(trial: Trial) -> None:
     """Have the guard of a program killed by a stranger."""
+    trial.parts["patience"] = 1.0  # the kernel kills the others then, which nobody waits for
     async with start(trial, shell("echo up; exec sleep 1000")) as child:
         assert await anext(child.lines()) == b"up"
         child._tree._guard.signal_group(signal.SIGKILL)
@@ -294,7 +296,15 @@ async def talk(trial: Trial, ports: Ports, messages: int = 1, cancel: bool = Fal
                     events.append(event)
                     if cancel and event.type == "text_chunk":
                         assert await run.cancel() is not None
+                        check_obeyed(trial)
                         cancel = False
+
+
+def check_obeyed(trial: Trial) -> None:
+    """Find a bridge that may go on with a run whose cancel was answered."""
+    bridges: Any = trial.parts["bridges"]
+    if not (bridges[-1].features or bridges[-1].has_ended.is_set()):
+        trial.problems.append("the receipt came before the end of the bridge")
 
 
 def bridges_have_ended(trial: Trial) -> str | None:
@@ -392,6 +402,7 @@ CASES: Final = (
             within=swift_bound(deadlines),
             because=CHILD_BOUND,
             is_real=True,
+            grandchildren=act is not lose_the_guard,
         )
         for name, act, deadlines in REAL
     ),

@@ -235,6 +235,8 @@ class HandVm:
     tokens: Tokens = TOKENS
     close_code: int | None = None
     has_ended: bool = False
+    fenced: set[str] = attrs.field(factory=set[str])
+    """Sessions that the host has given up."""
     events: dict[str, list[dict[str, Any]]] = attrs.field(factory=dict[str, list[dict[str, Any]]])
     """What each session has said; the next process or link goes on from there."""
     _heard: list[dict[str, Any]] = attrs.field(factory=list[dict[str, Any]])
@@ -323,7 +325,9 @@ class HandVm:
         }
         self.say(type="resume", pending_ids=[], sessions=held)
         answer = await self.hear("resume_response")
-        for session_id, status in (answer.get("sessions") or {}).items():
+        statuses = answer.get("sessions") or {}
+        self.fenced = {session_id for session_id in statuses if statuses[session_id].get("fenced")}
+        for session_id, status in statuses.items():
             for frame in self.events.get(session_id, [])[status.get("acked_seq") or 0 :]:
                 self.say(**frame)
 

@@ -57,6 +57,9 @@ def main() -> int:
         count = outcome.waits[phase].total()
         print(f"others wait, {phase:>7}: {waits} ms ({count} deliveries)")
     live, stalled = (outcome.wait(phase, 99) for phase in ("live", "stalled"))
+    if not outcome.stalls:
+        print("the run was too short for a stall")
+        return 1
     closed = [stall.closed_after for stall in outcome.stalls]
     backs = sorted({stall.came_back_with for stall in outcome.stalls})
     print(

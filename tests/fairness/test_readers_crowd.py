@@ -20,14 +20,15 @@ def test_a_stalled_reader_delays_nobody_and_comes_back_without_a_gap(tmp_path):
         plan = Plan(has_stalled=has_stalled, live=29)
         outcome = simulate(plan, directory)
         waits[has_stalled] = sorted(outcome.waits)
-        numbers = [[each.seq for each in seen] for seen in outcome.seen]
-        expected = list(range(2, plan.events + 3))  # all but run_started, and the end
-        assert all(seen == expected for seen in numbers)
+        last = plan.events + 2  # between run_started and the end
+        for seen in (*outcome.seen, *([outcome.seen_stalled] if has_stalled else ())):
+            numbers = [each.seq for each in seen]
+            assert numbers[0] in {1, 2}, "run_started may be part of the view that comes first"
+            assert numbers == list(range(numbers[0], last + 1))
     assert len(waits[True]) == plan.live * plan.events
     assert waits[True][-1] <= waits[False][-1] + 0.001
     # What the wire holds is accepted before the timeout begins to count.
     assert plan.stall_timeout <= outcome.closed_after <= plan.stall_timeout + 6 * plan.period + TICK
-    assert [each.seq for each in outcome.seen_stalled] == expected
     assert outcome.came_back_with == "thinking"
 
 

@@ -11,16 +11,17 @@ EXAMPLES = 100
 @pytest.mark.parametrize("target", TARGETS, ids=lambda target: target.name.replace(" ", "-"))
 def test_nothing_but_the_one_error(target: Target) -> None:
     outcome = attack(target, EXAMPLES)
-    # Both happen, so that it is known that the inputs are worth something.
+    # Both happen, so that it is known that the inputs are worth something. Streams go on
+    # after what they do not understand.
     assert outcome.accepted >= 1
-    assert outcome.refused >= 10 or target.refuses == ()
+    assert outcome.refused >= 10 or target.is_stream
 
 
 def test_an_error_that_is_another_one_is_found() -> None:
     def careless(data: bytes) -> None:
         target.read(data)
-        if b"heartbeat" in data and b"s1" not in data:
-            raise KeyError("active_sessions")
+        if b"request_cancel" in data:
+            raise KeyError("id")
 
     target = TARGETS[0]
     with pytest.raises(KeyError):

@@ -57,6 +57,18 @@ class Mutant:
     """How long things go wrong in that seed."""
 
 
+def listed(mutants: Sequence[Mutant]) -> str:
+    """Return the table as the documentation shows it."""
+    lines = [".. list-table::", "   :header-rows: 1", "   :widths: 12 26 34 28", ""]
+    rows = [("Where", "Bug", "What is wrong", "Found by")]
+    for mutant in mutants:
+        found_by = ", ".join(f"``{name}``" for name in mutant.invariants)
+        rows.append((mutant.place, f"``{mutant.name}``", mutant.bug, found_by))
+    for first, *others in rows:
+        lines += [f"   * - {first}", *(f"     - {cell}" for cell in others)]
+    return "\n".join(lines) + "\n"
+
+
 @attrs.frozen(kw_only=True)
 class Outcome:
     """What some seeds of a simulation found."""

@@ -13,7 +13,13 @@ MUTANTS: Final = (
         place="store",
         bug="a commit is acknowledged before it is on the disk",
         edits=(Edit("store/sqlite.py", "PRAGMA synchronous = full", "PRAGMA synchronous = off"),),
-        invariants=("acknowledged_is_stored", "same_for_all", "same_view", "one_meaning"),
+        invariants=(
+            "acknowledged_is_stored",
+            "epochs_rise",
+            "one_meaning",
+            "same_for_all",
+            "same_view",
+        ),
         faults=("host_kill",),
         seed=1,
         minutes=1.0,
@@ -63,7 +69,7 @@ MUTANTS: Final = (
             Edit(
                 "session/managed.py",
                 "            if command_id in self.answers:\n",
-                "            if command_id in self.answers and not isinstance(frame, UserMessage):\n",
+                "            if command_id in self.answers and frame.type != 'user_message':\n",
             ),
             Edit(
                 "session/managed.py",
@@ -398,8 +404,8 @@ MUTANTS: Final = (
                 "session/managed.py",
                 "        run = None if run_id is None else self._unfinished.get(run_id)\n"
                 "        if run is not None:",
-                "        others = (each for each in self._unfinished.values() if each.id != run_id)\n"
-                "        run = next(others, None)\n"
+                "        others = [each for each in self._unfinished if each != run_id]\n"
+                "        run = self._unfinished[others[0]] if others else None\n"
                 "        if run is not None:",
             ),
         ),

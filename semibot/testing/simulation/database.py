@@ -19,7 +19,6 @@ Rows: TypeAlias = list[Row]
 """The answer to a question."""
 
 
-
 def rows_of(directory: Path, sql: str, *values: str) -> Rows:
     """Return the answer to a question to the database on a host's disk."""
     path = directory / "data" / "semibot.db"

@@ -125,23 +125,36 @@ async def _delay(world: World) -> None:
 
 
 async def _haunt(world: World) -> None:
-    """Break a link for its VM only: what it had sent arrives when it has dialled again."""
+    """Break a link for its VM only: what it had sent arrives when the VM has a newer one."""
     connection = await _living(world, LINK)
     if connection is None:
         return
-    with trio.move_on_after(20.0):
-        while not connection.client.out.in_flight:
+    pipe, machine = connection.client.out, connection.client.machine
+    with trio.move_on_after(20.0) as scope:
+        while not pipe.in_flight:
             await world.trace.wait_next()
+    if scope.cancelled_caught or not connection.is_open:
+        return
+
+    def has_newer() -> bool:
+        return any(
+            each.init_at is not None and each.connection.number > connection.number
+            for each in world.links
+            if each.connection.client.machine is machine
+        )
 
     def arrived() -> None:
-        newer = (each for each in world.links if each.connection.client.machine is machine)
-        if any(each.connection.number > connection.number for each in newer):
-            connection.client.out.on_take = None
+        if has_newer():
+            pipe.on_take = None
             world.hit("late_dial")
 
-    machine = connection.client.machine
-    connection.client.out.on_take = arrived
-    connection.haunt(trio.current_time() + world.random.uniform(1, 40))
+    pipe.on_take = arrived
+    connection.haunt(trio.current_time() + 60.0)
+    with trio.move_on_after(60.0):
+        while not has_newer() and not connection.server.is_closed:
+            await world.trace.wait_next()
+    pipe.clogged_until = trio.current_time() + world.random.choice([0.0, 0.0, 0.01, 1.0])
+    pipe.changed()
 
 
 async def _duplicate(world: World) -> None:

@@ -111,7 +111,7 @@ class Tap:
         del buffer[: at + size]
         return raw, self._said(opcode, is_last, _unmasked(raw[at:], mask))
 
-    def _said(self, opcode: int, is_last: bool, payload: bytes) -> Sequence[Frame]:  # noqa: FBT001
+    def _said(self, opcode: int, is_last: bool, payload: bytes) -> Sequence[Frame]:
         if opcode == _CLOSE:
             self._on_close(int.from_bytes(payload[:2], "big"))
         if opcode > _TEXT:

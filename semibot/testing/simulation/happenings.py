@@ -12,8 +12,8 @@ from semibot.wire.sse import EventId
 from .frames import Frame
 
 if TYPE_CHECKING:
-    from .lives import Life
     from .links import Link
+    from .lives import Life
     from .readers import Reader
 
 

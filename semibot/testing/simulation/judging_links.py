@@ -54,6 +54,7 @@ class HeartbeatsGoOn:
         self._told: set[int] = set()
 
     def take(self, what: Happening) -> None:
+        """Take note of a happening, and look whether all is well."""
         now = trio.current_time()
         for link in self._world.links:
             end = link.connection.client
@@ -61,6 +62,8 @@ class HeartbeatsGoOn:
             if link.live_at is None or end.is_closed or link.vm_closed_at is not None:
                 continue
             if life is None or not life.is_alive or life.is_frozen or not life.is_link_up():
+                continue
+            if end.out.room <= 0:
                 continue
             # A frozen VM says nothing; neither does one whose words the network does not take.
             since = max(link.live_at, link.beat_at or 0.0, life.thawed_at, end.out.full_at)
@@ -83,6 +86,7 @@ class HalfOpenNoticed:
         self._told: set[End] = set()
 
     def take(self, what: Happening) -> None:
+        """Take note of a happening, and look whether all is well."""
         now = trio.current_time()
         for link in self._world.links:
             for end, goodbye in (
@@ -122,6 +126,7 @@ class OneLink:
         self._told: set[int] = set()
 
     def take(self, what: Happening) -> None:
+        """Take note of a happening, and look whether all is well."""
         match what:
             case Said(is_from_host=True, link=link, frames=frames):
                 if all(isinstance(frame, ErrorFrame) for frame in frames):
@@ -174,6 +179,7 @@ class AnsweredInTime:
         self._waiting: dict[int, tuple[float, Life]] = {}
 
     def take(self, what: Happening) -> None:
+        """Take note of a happening, and look whether all is well."""
         match what:
             case Asked(number=number, life=life):
                 self._waiting[number] = (trio.current_time(), life)
@@ -185,8 +191,10 @@ class AnsweredInTime:
                     if not life.is_alive:
                         del self._waiting[number]
                     # Who stood still gets the outcome at once when it goes on.
-                    elif not life.is_frozen and now - max(life.thawed_at, since) > 1 and (
-                        now - since > ANSWERED_WITHIN
+                    elif (
+                        not life.is_frozen
+                        and now - max(life.thawed_at, since) > 1
+                        and (now - since > ANSWERED_WITHIN)
                     ):
                         del self._waiting[number]
                         self._world.violate(
@@ -208,6 +216,7 @@ class NoHotLoop:
         self._dials: dict[str, list[float]] = {}
 
     def take(self, what: Happening) -> None:
+        """Take note of a happening, and look whether all is well."""
         match what:
             case Said(is_from_host=True, link=link):
                 self._dials.pop(link.vm, None)  # it got through
@@ -236,5 +245,3 @@ def _is_round(pause: float) -> bool:
     """Return whether a pause, a dial included, is as long as without jitter."""
     whole = min(2.0 ** round(math.log2(max(pause, 0.01))), 30.0)
     return whole - 0.001 <= pause <= whole + 0.05
-
-

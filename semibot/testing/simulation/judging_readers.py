@@ -27,6 +27,7 @@ class Gapless:
         self._world = world
 
     def take(self, what: Happening) -> None:
+        """Take note of a happening, and look whether all is well."""
         match what:
             case Read(reader=None):
                 pass
@@ -66,6 +67,7 @@ class OneMeaning:
         self._meaning: dict[tuple[str, EventId], tuple[str, str, str]] = {}
 
     def take(self, what: Happening) -> None:
+        """Take note of a happening, and look whether all is well."""
         match what:
             case Read(event={"type": kind}) if kind != "resync":
                 self._compare(what)
@@ -112,6 +114,7 @@ class OneTerminal:
         self._ends: dict[str, EventId] = {}
 
     def take(self, what: Happening) -> None:
+        """Take note of a happening, and look whether all is well."""
         match what:
             case Read(event={"type": kind, "run_id": run_id}) if kind in TERMINAL:
                 end = self._ends.setdefault(str(run_id), what.id)
@@ -177,6 +180,7 @@ class SameForAll:
         self._world = world
 
     def take(self, what: Happening) -> None:
+        """Take note of a happening, and look whether all is well."""
         for reader in _followed(self._world):
             rows = self._world.rows(
                 "SELECT term, seq FROM events WHERE session_id = ? ORDER BY seq",
@@ -209,6 +213,7 @@ class SameView:
         self._world = world
 
     def take(self, what: Happening) -> None:
+        """Take note of a happening, and look whether all is well."""
         for reader in _followed(self._world):
             said = _shown(reader)
             if said is None:
@@ -243,6 +248,7 @@ class OwnCheck:
         self._world = world
 
     def take(self, what: Happening) -> None:
+        """Take note of a happening, and look whether all is well."""
         check = self._world.plan.check
         if check is None:
             return

@@ -77,6 +77,7 @@ class RunsGoOn:
         self._down_since: dict[str, float] = {}
 
     def take(self, what: Happening) -> None:
+        """Take note of a happening, and look whether all is well."""
         match what:
             case RunBegins(run_id=run_id, life=life):
                 self._begun[run_id] = life
@@ -138,6 +139,7 @@ class CancelWorks:
         self._deleted_at: dict[str, float] = {}
 
     def take(self, what: Happening) -> None:
+        """Take note of a happening, and look whether all is well."""
         match what:
             case RunBegins(run_id=run_id, life=life):
                 self._running[run_id] = life
@@ -215,6 +217,7 @@ class EpochsRise:
         self._newest: dict[str, int] = {}
 
     def take(self, what: Happening) -> None:
+        """Take note of a happening, and look whether all is well."""
         if not isinstance(what, Said) or not what.is_from_host:
             return
         for frame in what.frames:

@@ -45,6 +45,7 @@ class AcknowledgedIsStored:
         self._reports: dict[str, None] = {}
 
     def take(self, what: Happening) -> None:
+        """Take note of a happening, and look whether all is well."""
         match what:
             case Said(is_from_host=True, frames=frames):
                 acks = [frame for frame in frames if isinstance(frame, HostAck)]
@@ -101,6 +102,7 @@ class SilentAfterReceipt:
         self._over: set[str] = set()
 
     def take(self, what: Happening) -> None:
+        """Take note of a happening, and look whether all is well."""
         match what:
             case RunBegins(run_id=run_id, life=life):
                 if run_id in self._over:
@@ -138,6 +140,7 @@ class Once:
         self._keys: dict[str, str] = {}
 
     def take(self, what: Happening) -> None:
+        """Take note of a happening, and look whether all is well."""
         match what:
             case RunBegins(run_id=run_id, life=life):
                 before = self._handled.get(run_id)
@@ -150,9 +153,7 @@ class Once:
             case Posted(run_id=run_id, key=key):
                 known = self._keys.setdefault(key, run_id)
                 if known != run_id:
-                    self._world.violate(
-                        self.name, f"{key} is run {known[:6]} and run {run_id[:6]}"
-                    )
+                    self._world.violate(self.name, f"{key} is run {known[:6]} and run {run_id[:6]}")
             case Finished():
                 for event, count in self._world.rows(
                     "SELECT event, count(*) FROM audit_log GROUP BY event"
@@ -176,6 +177,7 @@ class NoStrayTask:
         self._system_tasks: frozenset[str] | None = None
 
     def take(self, what: Happening) -> None:
+        """Take note of a happening, and look whether all is well."""
         match what:
             case Ended(life=life):
                 self._look(ended=life)
@@ -210,4 +212,6 @@ class NoStrayTask:
                 self._world.violate(self.name, f"{task.name} of {named} runs elsewhere")
             elif ended is not None and life is ended and life.task is not task:
                 self._world.violate(self.name, f"{task.name} is left of {ended.name}")
-            todo += [(each, owner) for nursery in task.child_nurseries for each in nursery.child_tasks]
+            todo += [
+                (each, owner) for nursery in task.child_nurseries for each in nursery.child_tasks
+            ]

@@ -182,9 +182,7 @@ async def follow_run(
                 Read(who=name, session_id=session_id, id=this, name=message.event, event=event)
             )
             world.tell(
-                RunRead(
-                    run_id=run_id, before=last, has_ended=end is not None, id=this, event=event
-                )
+                RunRead(run_id=run_id, before=last, has_ended=end is not None, id=this, event=event)
             )
             last = this
             end = str(event.get("code", kind)) if kind in TERMINAL else None

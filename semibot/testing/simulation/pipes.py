@@ -179,6 +179,8 @@ class Pipe:
             if len(data) > most:
                 self._chunks.appendleft((due, data[most:]))
                 data = data[:most]
+            if self.room <= 0:
+                self.full_at = now
             self._size -= len(data)
             self.received_at = now
             self._trace.note("receive", self.name, len(data))

@@ -67,9 +67,7 @@ async def run_host(life: Life) -> None:
     settings = life.world.host_settings(life)
     async with (
         open_host(settings, ports=ports) as host,
-        open_server(
-            host.asgi, "host", 8080, deadlines=settings.deadlines, ports=ports
-        ) as server,
+        open_server(host.asgi, "host", 8080, deadlines=settings.deadlines, ports=ports) as server,
     ):
         await host.announce(f"http://host:{server.port}")
         life.is_up.set()

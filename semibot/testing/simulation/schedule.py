@@ -208,7 +208,9 @@ class Schedule:
             async with browser.open("POST", path, body, Idempotency_Key=key) as exchange:
                 if exchange.status != 200:
                     return exchange.status, (await exchange.read_all()).decode()[-300:]
-                session_id, run_id = (exchange.headers[name] for name in ("x-session-id", "x-run-id"))
+                session_id, run_id = (
+                    exchange.headers[name] for name in ("x-session-id", "x-run-id")
+                )
                 world.sessions.setdefault(session_id, user)
                 world.tell(Posted(session_id=session_id, run_id=run_id, key=key))
                 name = f"last {run_id[:6]}"

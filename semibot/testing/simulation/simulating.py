@@ -133,7 +133,7 @@ def _run(world: World, schedule: Schedule, limit: float) -> float:
             )
         except (KeyboardInterrupt, SystemExit):
             raise
-        except BaseException as exc:  # noqa: BLE001 - a finding like any other
+        except BaseException as exc:
             group = BaseExceptionGroup("", [exc])
             if group.split(KeyboardInterrupt)[0] is not None:
                 raise

@@ -179,13 +179,22 @@ class _Moment:
         return Tokens(KEY, self._host.clock, seconds)
 
 
+async def _host_runs(world: World) -> bool:
+    """Wait a while until a host runs; return whether one does."""
+    with trio.move_on_after(PATIENCE):  # noqa: ASYNC912 - one that runs already is fine
+        while not (world.processes.host.is_alive and world.processes.host.is_up.is_set()):
+            await world.trace.wait_next()
+        return True
+    return False
+
+
 # --- faults ---------------------------------------------------------------------------
 
 
 async def replay_ticket(world: World) -> None:
     """Use one ticket for three processes: two at once, one when it is used up."""
     guests = _guests_of(world)
-    if guests is not None:
+    if guests is not None and await _host_runs(world):
         await guests.invite(_race)
 
 
@@ -217,7 +226,9 @@ async def _race(guests: Guests, environment: Mapping[str, str]) -> None:
 async def expire_token(world: World) -> None:
     """Let the token of a reader expire while it reads, or that of a VM while it is connected."""
     guests = _guests_of(world)
-    if guests is not None and world.random.random() < 0.4:
+    if guests is None or not await _host_runs(world):
+        return
+    if world.random.random() < 0.4:
         await guests.invite(_outlive_token)
     elif sessions := [each for each in world.sessions if each not in world.maybe_deleted]:
         await _read_on(world, world.random.choice(sessions))
