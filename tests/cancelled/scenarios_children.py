@@ -295,15 +295,18 @@ async def talk(trial: Trial, ports: Ports, messages: int = 1, cancel: bool = Fal
                 async for event in run.events:
                     events.append(event)
                     if cancel and event.type == "text_chunk":
-                        assert await run.cancel() is not None
-                        check_obeyed(trial)
+                        receipt = await run.cancel()
+                        assert receipt is not None
+                        if any(item.kind == "child" for item in receipt.stopped):
+                            check_obeyed(trial)
                         cancel = False
 
 
 def check_obeyed(trial: Trial) -> None:
-    """Find a bridge that may go on with a run whose cancel was answered."""
+    """Find a bridge that goes on although the receipt says that it was stopped."""
     bridges: Any = trial.parts["bridges"]
-    if not (bridges[-1].features or bridges[-1].has_ended.is_set()):
+    has_answered = bridges[-1].behaviour == "answers"  # the run was over, and it need not end
+    if not has_answered and not bridges[-1].has_ended.is_set():
         trial.problems.append("the receipt came before the end of the bridge")
 
 

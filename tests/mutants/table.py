@@ -31,8 +31,8 @@ MUTANTS: Final = (
         edits=(
             Edit(
                 "host/frame_reader.py",
-                "                self._link.intake.put_event(session_id, event, size_of(frame.data))\n",
-                "                self._link.intake.put_event(session_id, event, size_of(frame.data))\n"
+                "self._link.intake.put_event(session_id, event, size_of(frame.data))\n",
+                "self._link.intake.put_event(session_id, event, size_of(frame.data))\n"
                 "                self._link.send(HostAck(sessions={session_id: frame.seq}))\n",
             ),
             Edit(
@@ -148,7 +148,7 @@ MUTANTS: Final = (
                 "                await trio.sleep_forever()",
             ),
         ),
-        invariants=("half_open_noticed",),
+        invariants=("half_open_noticed", "heartbeats_go_on"),
         faults=("half_open",),
         seed=1,
         minutes=0.7,
@@ -254,7 +254,7 @@ MUTANTS: Final = (
         ),
         invariants=("settles",),
         faults=("vm_kill",),
-        seed=1,
+        seed=4,
         minutes=1.0,
     ),
     # --- resume ---
@@ -288,7 +288,7 @@ MUTANTS: Final = (
         ),
         invariants=("runs_go_on", "settles", "no_failure"),
         faults=("cut_with_loss",),
-        seed=1,
+        seed=4,
         minutes=1.0,
     ),
     Mutant(
@@ -342,7 +342,7 @@ MUTANTS: Final = (
         ),
         invariants=("no_failure", "settles"),
         faults=("fsync_error", "disk_full"),
-        seed=6,
+        seed=8,
         minutes=1.0,
     ),
     # --- outbox ---
@@ -359,7 +359,7 @@ MUTANTS: Final = (
         ),
         invariants=("settles",),
         faults=("cut_with_loss",),
-        seed=5,
+        seed=6,
         minutes=1.0,
     ),
     Mutant(
@@ -458,7 +458,7 @@ MUTANTS: Final = (
             ),
             Edit("store/_intake.py", " or self._is_over(db, event):", ":"),
         ),
-        invariants=("one_terminal",),
+        invariants=("one_terminal", "same_view"),
         seed=1,
         minutes=0.3,
     ),

@@ -120,7 +120,7 @@ class Browser:
             fields = {
                 "Host": "host:8080",
                 "Authorization": f"Bearer {self._world.user_token(self._user)}",
-                **{name.replace("_", "-"): value for name, value in headers.items()},
+                **{name.replace("_", "-"): value for name, value in headers.items() if value},
             }
             if method != "GET":
                 fields |= {"Content-Type": "application/json", "Content-Length": str(len(data))}

@@ -224,7 +224,8 @@ async def _kill_both(world: World) -> None:
     await _good_moment(world)
     pause = world.random.uniform(0.1, 10)
     kinds = (HOST, world.draw_vm().kind)
-    if all([world.processes.kill_and_restart(kind, pause) for kind in kinds]):
+    killed = [world.processes.kill_and_restart(kind, pause) for kind in kinds]
+    if all(killed):
         world.hit("both_killed")
 
 
@@ -323,16 +324,28 @@ FAULTS: Final = (
     Fault(kind="delay_spike", strike=_delay, excuses="nothing"),
     Fault(kind="late_dial", strike=_haunt, excuses="nothing"),
     Fault(kind="duplicate_frame", strike=_duplicate, excuses="nothing"),
-    Fault(kind="host_kill", strike=_kill_host, excuses="its errors; its files are a copy", weight=4),
+    Fault(
+        kind="host_kill", strike=_kill_host, excuses="its errors; its files are a copy", weight=4
+    ),
     Fault(kind="vm_kill", strike=_kill_vm, excuses="its errors; its runs end interrupted"),
     Fault(kind="both_killed", strike=_kill_both, excuses="as for each"),
     Fault(kind="host_stop", strike=_stop_host, excuses="nothing"),
     Fault(kind="vm_stop", strike=_stop_vm, excuses="nothing"),
-    Fault(kind="twin_vm", strike=_twin, excuses="one of the two may be refused with 4009", weight=1),
-    Fault(kind="frozen_vm", strike=_freeze, excuses="silence while it stands still, and its deadlines"),
+    Fault(
+        kind="twin_vm", strike=_twin, excuses="one of the two may be refused with 4009", weight=1
+    ),
+    Fault(
+        kind="frozen_vm", strike=_freeze, excuses="silence while it stands still, and its deadlines"
+    ),
     Fault(kind="clock_jump", strike=_step_clock, excuses="nothing, up to two hours"),
-    Fault(kind="slow_disk", strike=_slow_disk, excuses="reports may fail to be kept; answers are late"),
-    Fault(kind="fsync_error", strike=_fail_syncs, excuses="what is stored meanwhile may fail; a host may not start"),
+    Fault(
+        kind="slow_disk", strike=_slow_disk, excuses="reports may fail to be kept; answers are late"
+    ),
+    Fault(
+        kind="fsync_error",
+        strike=_fail_syncs,
+        excuses="what is stored meanwhile may fail; a host may not start",
+    ),
     Fault(kind="disk_full", strike=_fill_disk, excuses="as for fsync_error"),
     Fault(
         kind="bridge_exit",
@@ -350,8 +363,12 @@ FAULTS: Final = (
     Fault(kind="token_expiry", strike=expire_token, prepare=use_guests, excuses="nothing"),
     Fault(kind="ticket_replay", strike=replay_ticket, prepare=use_guests, excuses="nothing"),
     Fault(kind="stalled_reader", strike=_stall_reader, excuses="the host may close its stream"),
-    Fault(kind="delete_mid_run", strike=_delete_mid_run, excuses="the session is not looked at any more"),
-)  # fmt: skip
+    Fault(
+        kind="delete_mid_run",
+        strike=_delete_mid_run,
+        excuses="the session is not looked at any more",
+    ),
+)
 """Every kind of fault."""
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from typing import TYPE_CHECKING, ClassVar, Final, final
 
@@ -233,7 +234,7 @@ class NoHotLoop:
             self._world.violate(self.name, f"{machine} dials {len(recent)} times in 5 s")
             dials.clear()
             return
-        pauses = [after - before for before, after in zip(dials, dials[1:], strict=False)]
+        pauses = [after - before for before, after in itertools.pairwise(dials)]
         last = pauses[-SAME_PAUSES:]
         if len(last) == SAME_PAUSES and all(map(_is_round, last)):
             shown = ", ".join(f"{pause:.2f}" for pause in last)

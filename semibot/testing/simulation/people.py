@@ -32,7 +32,7 @@ def draw_message(draw: random.Random) -> str:
     count = draw.choice([0, 1, 3, 10, 30])
     delay = draw.choice([0.0, 0.01, 0.3, 2.0])
     size = draw.choice([8, 8, 8, 200, 200, 5000])
-    work = draw.choice(["-", "a", "r", "ar", "c"])
+    work = draw.choice(["-", "a", "r", "arc", "c"])
     return f"say {count} {delay} {size} {work}"
 
 

@@ -51,11 +51,11 @@ class Reader:
 
     async def follow(self, seconds: float, stall: float = 0.0) -> None:
         """Read for a while; for the first *stall* seconds nothing is taken."""
-        last = {} if self.last_id is None else {"Last_Event_ID": str(self.last_id)}
+        last = "" if self.last_id is None else str(self.last_id)
         path = f"/api/v1/sessions/{self.session_id}/stream"
         with trio.move_on_after(seconds):
             try:
-                async with self._browser.open("GET", path, **last) as exchange:
+                async with self._browser.open("GET", path, last_event_id=last) as exchange:
                     if exchange.status in {204, 404}:
                         self.is_gone = True
                         return
@@ -78,7 +78,7 @@ class Reader:
         if pipe.in_flight:
             self._world.hit("stalled_reader")
 
-    def _take(self, event_id: str, name: str, data: str) -> None:
+    def _take(self, event_id: str, name: str, data: bytes) -> None:
         event = json.loads(data)
         this = EventId.parse(event_id)
         self._world.trace.note(self.name, event_id, event["type"])
