@@ -12,12 +12,12 @@ changes them.
 from __future__ import annotations
 
 import contextlib
+import importlib
 import random
 from collections.abc import Callable, Generator
 from typing import final
 
 import trio
-from trio._core import _run  # the switch and the generator have no public name
 
 
 @final
@@ -67,14 +67,15 @@ def seeded_scheduler(
         is_frozen: Says of a task that could run whether it must not, now. Once it may, another
             task has to run before Trio looks again.
     """
-    before = {name: getattr(_run, name) for name in ("_r", "_ALLOW_DETERMINISTIC_SCHEDULING")}
-    setattr(_run, "_r", _Scheduler(seed, is_frozen))  # noqa: B010 - mypy knows it as a constant
-    setattr(_run, "_ALLOW_DETERMINISTIC_SCHEDULING", True)  # noqa: B010 - likewise
+    trios = importlib.import_module("trio._core._run")  # it has no public name
+    before = {name: getattr(trios, name) for name in ("_r", "_ALLOW_DETERMINISTIC_SCHEDULING")}
+    setattr(trios, "_r", _Scheduler(seed, is_frozen))  # noqa: B010 - a private name of Trio
+    setattr(trios, "_ALLOW_DETERMINISTIC_SCHEDULING", True)  # noqa: B010 - likewise
     try:
         yield
     finally:
         for name, value in before.items():
-            setattr(_run, name, value)
+            setattr(trios, name, value)
 
 
 def scopes_around(task: trio.lowlevel.Task) -> list[trio.CancelScope]:

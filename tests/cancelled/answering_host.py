@@ -41,6 +41,8 @@ class AnsweringHost:
         self._put, self._dialled = trio.open_memory_channel[Any](math.inf)
         self.refusals = 0
         """How many dials are still refused."""
+        self.dials = 0
+        """How many dials were taken."""
         self.links = 0
         self.seen: dict[str, int] = defaultdict(int)
         """Newest event of each session; they came without a gap."""
@@ -60,6 +62,7 @@ class AnsweringHost:
         if self.refusals:
             self.refusals -= 1
             raise ConnectionRefusedError("nobody is there")
+        self.dials += 1
         vm, ours = self._make_pair()
         self._put.send_nowait(ours)
         return vm

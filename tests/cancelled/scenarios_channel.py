@@ -209,9 +209,7 @@ async def hear_nothing(trial: Trial) -> None:
         with cut_here():
             async with host.open_channel(deadlines=SILENT) as channel:
                 note(trial, host, channel)
-                await channel.wait_up()
-                await channel.wait_status(lambda status: status.attempts > 1)
-                await channel.wait_up()
+                await channel.wait_status(lambda now: now.state == "up" and host.dials > 1)
 
 
 SILENT: Final = Deadlines(link_heartbeat=1, link_dead_after=3)

@@ -34,7 +34,7 @@ def test_a_fault_hits_and_breaks_no_promise(kind: str) -> None:
     assert report.faults[kind] > 0
 
 
-MINUTES: Final = {"late_dial": 1.5, "frozen_vm": 1.0}
+MINUTES: Final = {"frozen_vm": 1.0}
 """What does not hit in less than half a minute."""
 
 

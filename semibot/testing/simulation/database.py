@@ -3,16 +3,19 @@
 The host's own driver reads it: another copy of SQLite would undo its file locks.
 """
 
+# pyright: reportUnknownMemberType=false, reportUnknownArgumentType=false
+# The driver's stubs name a type that Python 3.11 does not have.
+
 from __future__ import annotations
 
 import contextlib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TypeAlias
+from typing import TypeAlias, cast
 
 import apsw
 
-Row: TypeAlias = "tuple[apsw.SQLiteValue, ...]"
+Row: TypeAlias = tuple[int | float | str | None, ...]
 """What one row holds."""
 
 Rows: TypeAlias = list[Row]
@@ -25,7 +28,7 @@ def rows_of(directory: Path, sql: str, *values: str) -> Rows:
     flags = apsw.SQLITE_OPEN_READWRITE  # a reader of a write-ahead log writes its index
     with contextlib.closing(apsw.Connection(str(path), flags=flags)) as connection:
         connection.config(apsw.SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, 1)
-        return list(connection.execute(sql, values))
+        return cast("Rows", list(connection.execute(sql, values)))
 
 
 def stored_ends(directory: Path) -> tuple[Mapping[str, int], frozenset[str]]:

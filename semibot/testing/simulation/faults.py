@@ -67,14 +67,14 @@ def _hit(world: World, kind: str) -> Callable[[], None]:
 
 async def _living(world: World, kind: str) -> Connection | None:
     """Return an open connection; waits a while for one."""
-    with trio.move_on_after(10.0):
+    with trio.move_on_after(10.0):  # noqa: ASYNC912 - it may be there at once
         while not (living := world.network.living(kind)):
             await world.trace.wait_next()
         return world.random.choice(living)
     return None
 
 
-async def _refuse(world: World) -> None:
+async def _refuse(world: World) -> None:  # noqa: ASYNC124 - strikes are async
     kind = world.random.choice([LINK, LINK, HTTP])
     world.network.on_refusal = _hit(world, "connect_refused")
     world.network.refuses_until[kind] = trio.current_time() + world.random.uniform(1, 20)
@@ -130,7 +130,7 @@ async def _haunt(world: World) -> None:
     if connection is None:
         return
     pipe, machine = connection.client.out, connection.client.machine
-    with trio.move_on_after(20.0) as scope:
+    with trio.move_on_after(20.0) as scope:  # noqa: ASYNC912 - likewise
         while not pipe.in_flight:
             await world.trace.wait_next()
     if scope.cancelled_caught or not connection.is_open:
@@ -150,7 +150,7 @@ async def _haunt(world: World) -> None:
 
     pipe.on_take = arrived
     connection.haunt(trio.current_time() + 60.0)
-    with trio.move_on_after(60.0):
+    with trio.move_on_after(60.0):  # noqa: ASYNC912 - likewise
         while not has_newer() and not connection.server.is_closed:
             await world.trace.wait_next()
     pipe.clogged_until = trio.current_time() + world.random.choice([0.0, 0.0, 0.01, 1.0])
@@ -172,7 +172,7 @@ async def _duplicate(world: World) -> None:
 async def _good_moment(world: World) -> None:
     """Wait until something is going on, or for one of the two ends of a commit."""
     roll = world.random.random()
-    with trio.move_on_after(8.0):
+    with trio.move_on_after(8.0):  # noqa: ASYNC912 - there may be nothing to wait for
         if roll < 0.5:
             await world.processes.host.drive.wait_commit("begun" if roll < 0.2 else "done")
         elif roll < 0.8:

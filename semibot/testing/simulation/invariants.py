@@ -8,7 +8,7 @@ Names without a class here are checked where they can be seen; :data:`PROMISES` 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from typing import TYPE_CHECKING, Final, Protocol
+from typing import TYPE_CHECKING, ClassVar, Final, Protocol
 
 from .happenings import Happening
 from .judging_links import (
@@ -29,15 +29,10 @@ if TYPE_CHECKING:
 class Invariant(Protocol):
     """One thing that must be true."""
 
-    @property
-    def name(self) -> str:
-        """What violations are called, and ``--without`` leaves out."""
-        ...
-
-    @property
-    def wants(self) -> tuple[type, ...]:
-        """The happenings that it is told."""
-        ...
+    name: ClassVar[str]
+    """What violations are called, and ``--without`` leaves out."""
+    wants: ClassVar[tuple[type, ...]]
+    """The happenings that it is told."""
 
     def take(self, what: Happening) -> None:
         """Take note of a happening, and look whether all is well."""

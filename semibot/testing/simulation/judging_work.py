@@ -204,13 +204,14 @@ class NoStrayTask:
         todo: list[tuple[trio.lowlevel.Task, Life | None]] = [(root, None)]
         while todo:
             task, owner = todo.pop()
-            life = task.context.get(life_of_task)
-            if life is not None and life.task is task:
+            life: Life | None = task.context.get(life_of_task)
+            is_outermost = life is not None and life.task is task
+            if is_outermost:
                 owner = life
             if life is not owner:
-                named = life.name if life is not None else "nobody"
+                named = "nobody" if life is None else life.name
                 self._world.violate(self.name, f"{task.name} of {named} runs elsewhere")
-            elif ended is not None and life is ended and life.task is not task:
+            elif ended is not None and life is ended and not is_outermost:
                 self._world.violate(self.name, f"{task.name} is left of {ended.name}")
             todo += [
                 (each, owner) for nursery in task.child_nurseries for each in nursery.child_tasks

@@ -104,7 +104,7 @@ class Speaker:
     ) -> bool:
         """Send a message and follow its run; return whether all is said."""
         world = self._world
-        with trio.move_on_after(patience):
+        with trio.move_on_after(patience):  # noqa: ASYNC912 - it connects
             try:
                 async with self._browser.open("POST", path, body, Idempotency_Key=key) as exchange:
                     world.trace.note("post", key, exchange.status)

@@ -53,7 +53,7 @@ class Reader:
         """Read for a while; for the first *stall* seconds nothing is taken."""
         last = "" if self.last_id is None else str(self.last_id)
         path = f"/api/v1/sessions/{self.session_id}/stream"
-        with trio.move_on_after(seconds):
+        with trio.move_on_after(seconds):  # noqa: ASYNC912 - it connects
             try:
                 async with self._browser.open("GET", path, last_event_id=last) as exchange:
                     if exchange.status in {204, 404}:

@@ -134,6 +134,8 @@ class Schedule:
         if processes.doubled:  # the close of a link that was taken over may come late
             await trio.sleep(70)
         for kind in processes.kinds:
+            if processes.lives[kind].ask_to_stop.is_set():  # by a fault that was cut short
+                await processes.stop(processes.lives[kind])
             if not processes.lives[kind].is_alive:
                 processes.start(kind)
             with trio.move_on_after(UP_WITHIN) as scope:

@@ -23,7 +23,7 @@ from semibot.session import AdapterFactory
 from semibot.testing.scheduling import seeded_scheduler
 
 from .invariants import check_names
-from .lives import life_of_task
+from .lives import Life, life_of_task
 from .report import SimulationReport, Violation
 from .schedule import LONGEST_PAUSE, Schedule
 from .world import Plan, World
@@ -84,7 +84,7 @@ def simulate(
         check=check,
     )
     if adapter is not None:
-        plan = attrs.evolve(plan, adapter=lambda _: adapter)
+        plan = attrs.evolve(plan, adapter=_same_for_all(adapter))
     if message is not None:
         plan = attrs.evolve(plan, draw_message=message, last_message=None)
     began = time.perf_counter()
@@ -101,6 +101,13 @@ def simulate(
     finally:
         shutil.rmtree(directory, ignore_errors=True)
     return _report(world, ended_at, time.perf_counter() - began)
+
+
+def _same_for_all(adapter: AdapterFactory) -> Callable[[Life], AdapterFactory]:
+    def adapter_of(_: Life) -> AdapterFactory:
+        return adapter
+
+    return adapter_of
 
 
 def _command(plan: Plan) -> str:
@@ -133,7 +140,7 @@ def _run(world: World, schedule: Schedule, limit: float) -> float:
             )
         except (KeyboardInterrupt, SystemExit):
             raise
-        except BaseException as exc:
+        except BaseException as exc:  # noqa: ASYNC103 - see above
             group = BaseExceptionGroup("", [exc])
             if group.split(KeyboardInterrupt)[0] is not None:
                 raise
