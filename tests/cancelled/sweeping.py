@@ -12,7 +12,7 @@ from trials import Case
 
 from semibot.testing import FaultReport, SweepReport, cancel_everywhere, fail_everywhere
 
-SHORT: Final = 40
+SHORT: Final = 30
 """About how many steps a test tries."""
 
 SHORT_REAL: Final = 8
