@@ -32,6 +32,7 @@ from semibot.errors import (
 )
 from semibot.lifetimes import grace
 from semibot.logs import get_logger
+from semibot.observe.standstill import TICK
 from semibot.security.tickets import hash_secret
 from semibot.security.tokens import VmClaims
 from semibot.store.base import LinkClaim, LinkRef, LinkRefused, VmRow
@@ -301,6 +302,8 @@ class VmSocket:
                 silent_at = self._silent_at(link, began, now)
             if now >= silent_at:
                 raise Refused(CloseCode.SILENT, "silence")
+            if self._order.state == "introduced":  # once it has resumed, less may be too long
+                silent_at = min(silent_at, now + TICK)
             await trio.sleep_until(silent_at)
 
     def _silent_at(self, link: VmLink, began: float, now: float) -> float:
