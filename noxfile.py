@@ -148,7 +148,19 @@ def endurance(session: nox.Session) -> None:
         session.run(str(PYTHON), *arguments)
 
 
-ENDURANCE: Final = (("-m", "semibot.testing", "simulate", "--seeds", "500", "--minutes", "10"),)
+ENDURANCE: Final = (
+    ("-m", "semibot.testing", "simulate", "--seeds", "500", "--minutes", "10"),
+    ("tests/mutants/run.py", "--ablation", "--seeds", "100"),
+    ("tests/cancelled/run.py", "--seeds", "3", "--errors"),
+    ("tests/planes/endurance.py", "--kills", "200"),
+    ("tests/planes/liveness.py",),
+    ("tests/fairness/run.py", "--megabytes", "50"),
+    ("tests/fairness/readers.py", "--megabytes", "1000", "--rate", "2"),
+    ("tests/storm/run.py", "--vms", "1000"),
+    ("tests/storm/run.py", "--vms", "1000", "--how", "unanswered"),
+    ("tests/storm/run.py", "--real", "200"),
+    ("tests/hostile/run.py", "--examples", "20000"),
+)
 
 
 @nox.session(default=False, venv_backend="venv")
