@@ -149,7 +149,7 @@ def endurance(session: nox.Session) -> None:
 
 
 ENDURANCE: Final = (
-    ("-m", "semibot.testing", "simulate", "--seeds", "500", "--minutes", "10"),
+    ("-m", "semibot.testing", "simulate", "--seeds", "500", "--jobs", str(PROCESSORS)),
     ("tests/mutants/run.py", "--ablation", "--seeds", "100"),
     ("tests/cancelled/run.py", "--seeds", "3", "--errors"),
     ("tests/planes/endurance.py", "--kills", "200"),

@@ -5,10 +5,14 @@ from __future__ import annotations
 import argparse
 import json
 import logging
+import multiprocessing
 import sys
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Generator, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
+from functools import partial
 
 import attrs
 
@@ -24,7 +28,6 @@ SHOWN = 1500
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; return its exit status: 1 if there is a violation."""
     options = _parser().parse_args(arguments)
-    logging.getLogger("trio-websocket").setLevel(logging.CRITICAL)
     if options.list:
         _list()
         return 0
@@ -32,12 +35,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _show(options)
     began = time.perf_counter()
     reports: list[SimulationReport] = []
-    for seed in range(options.first, options.first + options.seeds):
-        reports.append(_simulate(options, seed))
-        for violation in reports[-1].violations:
-            _print_violation(violation)
-        if reports[-1].violations and options.stop_at_first:
-            break
+    with _reports(options) as coming:
+        for report in coming:
+            reports.append(report)
+            for violation in report.violations:
+                _print_violation(violation)
+            if report.violations and options.stop_at_first:
+                break
     _summarize(reports, time.perf_counter() - began, as_json=options.json)
     return 1 if any(report.violations for report in reports) else 0
 
@@ -50,6 +54,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--seeds", type=int, default=20, help="how many seeds")
     add("--from", dest="first", type=int, default=1, help="the first of them")
     add("--minutes", type=float, default=10.0, help="how long things go wrong in each, simulated")
+    add("--jobs", type=_positive, default=1, help="how many seeds are run side by side")
     add("--json", action="store_true", help="end with one line of JSON")
     add("--faults", type=_names, help="kinds of faults, separated by commas; all by default")
     add("--without", type=_names, default=(), help="invariants that are not looked at")
@@ -60,11 +65,35 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+@contextmanager
+def _reports(options: argparse.Namespace) -> Generator[Iterator[SimulationReport]]:
+    """Give the seeds' reports in order; with several jobs from as many processes."""
+    run = partial(_simulate, options)
+    seeds = range(options.first, options.first + options.seeds)
+    if options.jobs == 1:
+        yield map(run, seeds)
+        return
+    # Fresh ones, because a fork of a process with threads may hang.
+    pool = ProcessPoolExecutor(options.jobs, multiprocessing.get_context("spawn"))
+    try:
+        yield pool.map(run, seeds)
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
 def _names(text: str) -> tuple[str, ...]:
     return tuple(name for name in text.split(",") if name)
 
 
+def _positive(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise ValueError(text)
+    return number
+
+
 def _simulate(options: argparse.Namespace, seed: int, *, shows: bool = False) -> SimulationReport:
+    logging.getLogger("trio-websocket").setLevel(logging.CRITICAL)
     try:
         return simulate(
             seed,
