@@ -37,12 +37,15 @@ class SimulatedChild:
     def __init__(self, pid: int) -> None:
         self.pid: Final = pid
         """Its process id."""
-        stdin, self.input = trio.testing.memory_stream_one_way_pair()
-        self.output, stdout = trio.testing.memory_stream_one_way_pair()
-        self.complaints, stderr = trio.testing.memory_stream_one_way_pair()
+        stdin, input_ = trio.testing.memory_stream_one_way_pair()
+        output, stdout = trio.testing.memory_stream_one_way_pair()
+        complaints, stderr = trio.testing.memory_stream_one_way_pair()
         self.stdin: ByteSender = stdin
         self.stdout: ByteReceiver = stdout
         self.stderr: ByteReceiver = stderr
+        self.input: trio.testing.MemoryReceiveStream = input_
+        self.output: trio.testing.MemorySendStream = output
+        self.complaints: trio.testing.MemorySendStream = complaints
         self.on_term: Callable[[], None] = lambda: self.exit(-signal.SIGTERM)
         """What SIGTERM does."""
         self._scope = trio.CancelScope()

@@ -39,9 +39,9 @@ class Link:
         """When the VM said goodbye, on Trio's clock."""
         self.host_closed_at: float | None = None
         """When the host said goodbye, on Trio's clock."""
-        self.up = self._tap(is_from_host=False)
+        self.up: Tap = self._tap(is_from_host=False)
         """What the VM says."""
-        self.down = self._tap(is_from_host=True)
+        self.down: Tap = self._tap(is_from_host=True)
         """What the host says."""
         connection.client.out.on_put = self.up.put
         connection.server.out.on_put = self.down.put

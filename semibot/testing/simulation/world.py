@@ -140,7 +140,9 @@ class World:
         self._minting.offset = -TOKEN_AGE
         self._tokens = Tokens(KEY, self._minting, 12 * 3600.0)
         self._watching = watching(self, plan.without)
-        self._begin, self.begun = trio.open_memory_channel[Callable[[], Awaitable[None]]](1000)
+        begin, begun = trio.open_memory_channel[Callable[[], Awaitable[None]]](1000)
+        self._begin = begin
+        self.begun: trio.MemoryReceiveChannel[Callable[[], Awaitable[None]]] = begun
 
     # --- what is found ----------------------------------------------------------------
 
