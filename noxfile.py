@@ -123,15 +123,20 @@ def tests(session: nox.Session) -> None:
         run(session, "coverage", "report", f"--include=semibot/{room}/*", "--fail-under=95")
 
 
-# Three parts, side by side. Programs, sockets and browsers mostly wait for each other;
-# the rest is on a mock clock and keeps a processor busy. Proofs run the whole product
-# thousands of times: they are not measured, as that would take half as long again.
-PROGRAMS: Final = ("adapters", "bench", "browser", "cli", "outcomes", "planes", "tools", "vm")
-PROOFS: Final = ("cancelled", "fairness", "hostile", "mutants", "simulation", "storm")
+# Parts run side by side, the longest first. Programs, sockets and browsers mostly wait for each
+# other; the rest is on a mock clock and keeps a processor busy. What runs the product in
+# processes of its own, or thousands of times, is not measured: it would take half as long again.
+PROGRAMS: Final = ("adapters", "bench", "browser", "cli", "outcomes", "tools", "vm")
+PLANES: Final = ("planes",)
+SEEDS: Final = ("mutants", "simulation")
+PROOFS: Final = ("cancelled", "fairness", "hostile", "storm")
+APART: Final = (*PROGRAMS, *PLANES, *SEEDS, *PROOFS)
 MEASURED: Final = ("coverage", "run", "--parallel-mode", "-m", "pytest")
 PARTS: Final = (
+    ("pytest", *(f"tests/{room}" for room in PLANES)),
     (*MEASURED, *(f"tests/{room}" for room in PROGRAMS)),
-    (*MEASURED, "tests", *(f"--ignore=tests/{room}" for room in (*PROGRAMS, *PROOFS))),
+    (*MEASURED, "tests", *(f"--ignore=tests/{room}" for room in APART)),
+    ("pytest", *(f"tests/{room}" for room in SEEDS)),
     ("pytest", *(f"tests/{room}" for room in PROOFS)),
 )
 
@@ -139,7 +144,7 @@ PARTS: Final = (
 def run_tests(session: nox.Session) -> None:
     """Run all parts of the tests, or what the user names."""
     parts = [(*MEASURED, *session.posargs)] if session.posargs else PARTS
-    with ThreadPoolExecutor(PROCESSORS + 1) as pool:  # the first part mostly waits
+    with ThreadPoolExecutor(PROCESSORS + 1) as pool:  # some mostly wait
         list(pool.map(lambda part: run(session, *part), parts))
 
 
