@@ -110,8 +110,13 @@ class Page:
         )
 
     async def click(self, selector: str) -> None:
-        """Click with the mouse in the middle of an element, as a person does."""
-        await self.click_at(await self.find(selector))
+        """Click with the mouse in the middle of an element once it stands still."""
+        before, spot = None, await self.find(selector)
+        with trio.fail_after(PATIENCE):
+            while spot != before:
+                await self.evaluate("new Promise(requestAnimationFrame)")
+                before, spot = spot, await self.find(selector)
+        await self.click_at(spot)
 
     async def click_at(self, spot: dict[str, float]) -> None:
         for kind in ("mousePressed", "mouseReleased"):
