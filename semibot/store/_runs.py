@@ -188,7 +188,11 @@ def _answer_metadata(event: StoredEvent, outcome: Outcome, fields: JsonObject) -
     if isinstance(fields.get("usage"), Mapping):
         metadata["usage"] = fields["usage"]
     if event.type == ExecutionError.type:
-        metadata["error"] = {"code": _text(fields, "code"), "message": _text(fields, "error")}
+        metadata["error"] = {
+            "code": _text(fields, "code"),
+            "message": _text(fields, "error"),
+            "retryable": fields.get("retryable") is True,
+        }
     return metadata
 
 

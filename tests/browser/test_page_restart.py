@@ -68,7 +68,10 @@ async def test_an_answer_whose_host_was_killed_is_interrupted_and_the_page_goes_
         said = await page.evaluate(f"{ANSWERS}[1].querySelector('.end').innerText")
         assert said.startswith("This answer was interrupted.")
         assert await page.turns() == await page.stored(host)
-        # And it can be asked again, with the button that it offers.
+        # And it can be asked again, with the button that it offers, and still does after a reload.
+        assert await page.evaluate("document.querySelectorAll('.end button').length") == 1
+        await page.reload()
+        await page.wait_state("failed")
         setting.behave = lambda _: say("Better now.")
         await page.click(".end button")
         await page.wait_state("completed", 2)

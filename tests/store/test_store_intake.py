@@ -48,12 +48,14 @@ async def test_an_error_says_how_the_run_ended(store: Store, code: str, outcome:
     ada = await StoreUser.join(store)
     accepted = await ada.open_session()
     await ada.write(accepted.session_id)
-    await ada.say(accepted, started(accepted), failed(accepted, code))
+    can_retry = outcome == "interrupted"
+    end = attrs.evolve(failed(accepted, code), retryable=can_retry)
+    await ada.say(accepted, started(accepted), end)
     assert await outcome_of(store, accepted) == outcome
     page = await store.list_messages("ada", accepted.session_id, None, 1)
     assert page.messages[0].metadata == {
         "outcome": outcome,
-        "error": {"code": code, "message": "it did not work"},
+        "error": {"code": code, "message": "it did not work", "retryable": can_retry},
     }
 
 

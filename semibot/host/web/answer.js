@@ -31,7 +31,7 @@ class Row {
 const CALLS = { tool: "tool", skill: "skill", mcp: "MCP" };
 
 export class Answer {
-  /** `state` is running, waiting, completed, cancelled, failed, interrupted or timeout. */
+  /** `state` is waiting, running, completed, cancelled or failed. */
   constructor(runId, state = "running") {
     this.runId = runId;
     this.text = "";

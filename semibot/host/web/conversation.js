@@ -93,14 +93,14 @@ export class Conversation {
   #showStored(message, before = null) {
     if (message.role === "user") return this.#showQuestion(message, before);
     if (this.answers.has(message.run_id)) return false;
-    const { outcome = "completed", error } = message.metadata || {};
+    const { outcome = "completed", error = {} } = message.metadata || {};
     const answer = new Answer(message.run_id);
     this.answers.set(message.run_id, answer);
     answer.showText(message.content);
-    answer.close(outcome);
+    this.list.insertBefore(answer.element, before); // below its question, which can be sent again
+    if (outcome !== "completed" && outcome !== "cancelled") this.#fail(answer, error);
+    else answer.close(outcome);
     if (outcome === "cancelled") answer.line("Stopped.");
-    else if (outcome !== "completed") answer.line(describeFailure(error || {}), { isBad: true });
-    this.list.insertBefore(answer.element, before);
     return true;
   }
 
@@ -192,7 +192,7 @@ export class Conversation {
     if (this.expected?.runId === answer?.runId) this.expected = null;
     if (!answer?.isOpen) return;
     if (event.type === "execution_complete") this.#complete(answer, event);
-    else this.#fail(answer, event);
+    else this.hooks.onSpeak(this.#fail(answer, { ...event, message: event.error }));
     if (this.stopping?.runId === answer.runId) {
       if (this.stopping.receipt) this.#showReceipt(answer, this.stopping.receipt);
       this.stopping = null;
@@ -209,16 +209,17 @@ export class Conversation {
     this.hooks.onSpeak(event.cancelled ? "Stopped." : answer.text);
   }
 
-  #fail(answer, event) {
-    const words = describeFailure({ code: event.code, message: event.error });
+  /** Show how an answer failed, with a button if it may be asked again; returns the words. */
+  #fail(answer, { code, message, retryable }) {
+    const words = describeFailure({ code, message });
     answer.close("failed");
     const again = make("button", { type: "button" }, "Send again");
     again.addEventListener("click", async () => {
       again.disabled = true; // once is enough
       again.disabled = await this.hooks.onSay(this.#questionOf(answer));
     });
-    answer.line(words, { isBad: true, action: event.retryable && this.#questionOf(answer) ? again : null });
-    this.hooks.onSpeak(words);
+    answer.line(words, { isBad: true, action: retryable && this.#questionOf(answer) ? again : null });
+    return words;
   }
 
   #questionOf(answer) {
