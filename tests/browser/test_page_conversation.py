@@ -178,8 +178,8 @@ async def test_markup_from_outside_stays_text(programs: Programs) -> None:
         assert text.count("onerror") >= 6  # question, call, answer: shown, and as it is
         await page.reload()
         await page.wait_state("completed")
+        await page.wait("document.querySelectorAll('#conversations li > *').length > 0")
         assert await page.evaluate("window.isHurt === undefined")
-        assert await page.evaluate("document.querySelectorAll('#conversations li > *').length") > 0
         assert page.problems == []
 
 
