@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+from contextlib import aclosing, suppress
 from pathlib import Path
 
 import attrs
 import trio
-from trio.testing import MockClock
+from trio.testing import MockClock, memory_stream_pair
 
 import semibot
 from semibot.live import live_ports
 from semibot.models import Call, Hang, Say, scripted_model, tool_request
-from semibot.testing import adapter_from, simulated_ports
+from semibot.ports import ByteStream, Ports
+from semibot.testing import adapter_from, faulty_ports, simulated_ports
 from semibot.testing.model_answers import call_tools, say
 from semibot.testing.model_server import open_model_server
-from semibot.testing.sweep import cancel_everywhere
+from semibot.testing.sweep import cancel_everywhere, cut_here, fail_everywhere
 from semibot.tools import CallEnded, CallRequest, Decision, Gate, Ledger, Policy
 from semibot.wire.events import TextChunk, ToolCallComplete
 
@@ -128,6 +130,62 @@ def test_the_agent_can_be_cancelled_at_every_step() -> None:
 
     assert report.problems == ()
     assert report.longest < 1  # seconds that an ending took, on the mock clock
+
+
+# --- a part ---------------------------------------------------------------------------
+
+
+def test_a_cancelled_run_does_not_harm_the_next_one() -> None:
+    texts: list[str] = []
+
+    async def scenario() -> None:
+        texts.clear()
+        agent = semibot.GraphAgent(scripted_model([Say("Rain."), Say("Rain.")]))
+        async with semibot.open_session(agent, ports=simulated_ports()) as session:
+            with cut_here():
+                async with session.run("Oslo?") as run:
+                    await run.wait()
+            async with session.run("Bergen?") as run:  # whatever became of the first
+                await run.wait()
+            texts.append(run.text)
+
+    report = cancel_everywhere(scenario, audit=lambda: None if texts == ["Rain."] else "no answer")
+
+    assert report.problems == ()
+
+
+# --- broken streams -------------------------------------------------------------------
+
+
+async def look_up(ports: Ports, city: str) -> str:
+    """Ask a service for the weather, and once more if the connection breaks."""
+    for _ in range(2):
+        with suppress(OSError, trio.BrokenResourceError):
+            stream = await ports.dial("weather.example", 80, use_tls=False)
+            async with aclosing(stream):
+                await stream.send_all(city.encode())
+                return bytes(await stream.receive_some()).decode()
+    raise ConnectionError("the weather service cannot be reached")
+
+
+async def dial(host: str, port: int, *, use_tls: bool) -> ByteStream:
+    ours, service = memory_stream_pair()
+    await service.send_all(b"rain")
+    return ours
+
+
+def test_the_lookup_gets_over_a_connection_that_breaks() -> None:
+    answers: list[str] = []
+
+    async def scenario() -> None:
+        answers.clear()
+        ports = faulty_ports(attrs.evolve(simulated_ports(), dial=dial))
+        answers.append(await look_up(ports, "Bergen"))
+
+    report = fail_everywhere(scenario, audit=lambda: None if answers == ["rain"] else "no answer")
+
+    assert report.problems == ()
+    assert report.outcomes == {"done": 3}  # dial, write and read, each broken once
 
 
 # --- server ---------------------------------------------------------------------------

@@ -197,7 +197,7 @@ class BridgeAdapter(Adapter):
                 if activity.is_open:  # the grace ran out: it goes when it goes
                     _stop(child, activity)
                 raise
-        activity.close()
+        activity.finish()
 
     def _user_message(self, run: ActiveRun, *, knows_runs: bool) -> UserMessage:
         def frame(history: Sequence[JsonValue]) -> UserMessage:
@@ -256,7 +256,10 @@ class BridgeAdapter(Adapter):
         self, child: BridgeChild, turn: Turn, activity: Activity, *, may_live_on: bool
     ) -> None:
         """Have the bridge stop working on the run; stop the bridge if that is not certain."""
-        if not turn.is_over and not (may_live_on and await self._confirms_cancel(child, turn)):
+        if turn.is_over:  # nothing is left to be stopped, and the bridge may live on
+            activity.finish()
+            return
+        if not (may_live_on and await self._confirms_cancel(child, turn)):
             _stop(child, activity)
             await child.wait_ended()
         activity.close()

@@ -12,7 +12,7 @@ import struct
 import typing
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
-from typing import Final, final
+from typing import Final, NoReturn, final
 
 import trio
 import trio_websocket
@@ -195,10 +195,8 @@ class WebSocket:
         """
         try:
             await self._connection.send_message(text)
-        except trio_websocket.ConnectionClosed as exc:
-            raise self._ended(exc.reason) from None
-        except Exception as exc:  # wsproto's errors, which the library lets through
-            raise LinkEnded(ABNORMAL, f"sending failed: {type(exc).__name__}") from exc
+        except Exception as exc:  # noqa: BLE001 - wsproto's too, which the library lets through
+            await self._sending_failed(exc)
 
     async def ping(self) -> None:
         """Send a ping and wait for its pong; whoever uses this bounds the wait.
@@ -209,10 +207,15 @@ class WebSocket:
         self._pings += 1
         try:
             await self._connection.ping(struct.pack("!Q", self._pings))
-        except trio_websocket.ConnectionClosed as exc:
-            raise self._ended(exc.reason) from None
-        except Exception as exc:  # wsproto's errors, which the library lets through
-            raise LinkEnded(ABNORMAL, f"sending failed: {type(exc).__name__}") from exc
+        except Exception as exc:  # noqa: BLE001 - wsproto's too, which the library lets through
+            await self._sending_failed(exc)
+
+    async def _sending_failed(self, error: Exception) -> NoReturn:
+        """Say that the connection is over, unless that is why the caller is being stopped."""
+        await trio.lowlevel.checkpoint_if_cancelled()
+        if isinstance(error, trio_websocket.ConnectionClosed):
+            raise self._ended(error.reason) from None
+        raise LinkEnded(ABNORMAL, f"sending failed: {type(error).__name__}") from error
 
     async def aclose(self, code: int, reason: str) -> None:
         """Say goodbye and close the connection, within ``channel.close``.

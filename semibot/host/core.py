@@ -1,4 +1,4 @@
-"""What the parts of one host share: one object, made once by ``open_host``."""
+"""The parts of one host, and how they are put together: once, for ``open_host``."""
 
 from __future__ import annotations
 
@@ -10,12 +10,14 @@ from semibot.config import Deadlines
 from semibot.config.settings import HostSettings
 from semibot.ports import Ports
 from semibot.security.principals import Principals
+from semibot.security.tokens import Tokens
 from semibot.store.base import Store
 
 from .dispatch import Dispatcher
 from .links import Links
 from .metrics import Metrics
 from .relay import Relay
+from .safety import has_local_user
 from .scheduler import Scheduler
 
 
@@ -56,3 +58,56 @@ class HostCore:
     """Who asks."""
     status: HostStatus
     """Where it is between start and stop."""
+
+
+def make_core(settings: HostSettings, store: Store, *, tokens: Tokens, ports: Ports) -> HostCore:
+    """Put the parts of a host together; nothing runs yet.
+
+    Args:
+        settings: How it is to run.
+        store: What it remembers; whoever opened it closes it.
+        tokens: Makes and checks tokens.
+        ports: The seams.
+    """
+    deadlines = settings.deadlines
+    metrics = Metrics()
+    relay = Relay(store, ports, deadlines)
+    links = Links(
+        store=store,
+        relay=relay,
+        tokens=tokens,
+        settings=settings,
+        metrics=metrics,
+        ports=ports,
+        deadlines=deadlines,
+    )
+    dispatcher = Dispatcher(
+        store=store,
+        relay=relay,
+        links=links,
+        settings=settings,
+        ports=ports,
+        deadlines=deadlines,
+    )
+    scheduler = Scheduler(
+        store=store,
+        links=links,
+        tokens=tokens,
+        settings=settings,
+        deadlines=deadlines,
+        ports=ports,
+    )
+    links.observe(scheduler)
+    return HostCore(
+        settings=settings,
+        deadlines=deadlines,
+        ports=ports,
+        store=store,
+        relay=relay,
+        links=links,
+        dispatcher=dispatcher,
+        scheduler=scheduler,
+        metrics=metrics,
+        principals=Principals(is_local=has_local_user(settings), tokens=tokens),
+        status=HostStatus(),
+    )

@@ -34,7 +34,6 @@ from semibot.store.base import (
     VmRow,
 )
 from semibot.wire.codec import JsonObject
-from semibot.wire.frames import StopSession, StopSessionData
 from semibot.wire.incoming import Incoming
 
 from .command_frames import CommandFrames, send_message, side_command, start_session
@@ -229,31 +228,6 @@ class Dispatcher:
             self._wake(waiting)
         self.kick(session_id, user_id)
         return True
-
-    async def stop_sessions(self, user_id: str, reason: str) -> None:
-        """Have the user's VM stop every session that it holds; does not wait for that.
-
-        Args:
-            user_id: The user.
-            reason: ``timeout`` or ``admin``.
-
-        Raises:
-            StoreError: If the store fails.
-            DeadlineExceeded: ``store.commit``.
-        """
-        link = self._links.of_user(user_id)
-        if link is None:
-            return
-        with deadline("store.commit", self._deadlines.store_commit):
-            held = await self._store.held_sessions(link.ref)
-        for session_id in held:
-            data = StopSessionData(session_id=session_id, reason=reason)
-            if link.legacy is not None:
-                link.send(StopSession(data=data))
-                continue
-            command_id = self._ports.ids.new_id()
-            link.stops[command_id] = session_id
-            link.send(StopSession(data=data, command_id=command_id))
 
     async def wait_idle(self, user_id: str) -> None:
         """Wait until no run of the user is under way on its VM; the caller bounds it.

@@ -18,19 +18,13 @@ from semibot.lifetimes import deadline, grace, open_services
 from semibot.live import live_ports
 from semibot.logs import get_logger
 from semibot.ports import Ports
-from semibot.security.principals import Principals
 from semibot.security.tokens import Tokens
 from semibot.store.base import Store, VmRow
 from semibot.store.sqlite import open_sqlite_store
 
 from .app import make_app
-from .core import HostCore, HostStatus
-from .dispatch import Dispatcher
-from .links import Links
-from .metrics import Metrics
-from .relay import Relay
+from .core import HostCore, HostStatus, make_core
 from .safety import check_safety, has_local_user, signing_key
-from .scheduler import Scheduler
 from .server import App
 
 log: Final = get_logger(__name__)
@@ -140,64 +134,40 @@ async def open_host(settings: HostSettings, *, ports: Ports | None = None) -> As
             )
         tokens = Tokens(key, ports.wall_clock, settings.vm_token_ttl)
         await _prepare(store, settings)
-        metrics = Metrics()
-        relay = Relay(store, ports, deadlines)
-        links = Links(
-            store=store,
-            relay=relay,
-            tokens=tokens,
-            settings=settings,
-            metrics=metrics,
-            ports=ports,
-            deadlines=deadlines,
-        )
-        dispatcher = Dispatcher(
-            store=store,
-            relay=relay,
-            links=links,
-            settings=settings,
-            ports=ports,
-            deadlines=deadlines,
-        )
-        scheduler = Scheduler(
-            store=store,
-            links=links,
-            tokens=tokens,
-            settings=settings,
-            deadlines=deadlines,
-            ports=ports,
-        )
-        links.observe(scheduler)
-        core = HostCore(
-            settings=settings,
-            deadlines=deadlines,
-            ports=ports,
-            store=store,
-            relay=relay,
-            links=links,
-            dispatcher=dispatcher,
-            scheduler=scheduler,
-            metrics=metrics,
-            principals=_principals(settings, tokens),
-            status=HostStatus(),
-        )
-        async with open_services() as services:
-            services.start_soon(links.serve, name="links")
-            services.start_soon(dispatcher.serve, name="dispatcher")
-            services.start_soon(_prune, store, name="pruning")
-            try:
-                # Inside, so that VMs stop while their last words are still taken.
-                async with open_services() as starting:
-                    starting.start_soon(scheduler.serve, name="scheduler")
-                    try:
-                        yield Host(core, make_app(core))
-                    finally:
-                        core.status.is_draining = True
-                        scheduler.stop()
-            finally:
-                with grace("channel.close", deadlines.channel_close):
-                    relay.close()
-                    await links.close_all(1012, "restarting")
+        async with run_core(make_core(settings, store, tokens=tokens, ports=ports)) as core:
+            yield Host(core, make_app(core))
+
+
+@asynccontextmanager
+async def run_core(core: HostCore) -> AsyncGenerator[HostCore]:
+    """Run the parts of a host while the block lasts.
+
+    On exit, VMs that this host started are stopped, and links and event streams are closed;
+    it waits at most ``vm.stop`` + ``child.kill_grace`` + ``channel.close``.
+
+    Args:
+        core: The parts; they run once.
+
+    Yields:
+        The same.
+    """
+    async with open_services() as services:
+        services.start_soon(core.links.serve, name="links")
+        services.start_soon(core.dispatcher.serve, name="dispatcher")
+        services.start_soon(_prune, core.store, name="pruning")
+        try:
+            # Inside, so that VMs stop while their last words are still taken.
+            async with open_services() as starting:
+                starting.start_soon(core.scheduler.serve, name="scheduler")
+                try:
+                    yield core
+                finally:
+                    core.status.is_draining = True
+                    core.scheduler.stop()
+        finally:
+            with grace("channel.close", core.deadlines.channel_close):
+                core.relay.close()
+                await core.links.close_all(1012, "restarting")
 
 
 async def _prepare(store: Store, settings: HostSettings) -> None:
@@ -226,7 +196,3 @@ async def _prune(store: Store) -> None:
         except (StoreError, DeadlineExceeded) as exc:
             log.warning("what has expired could not be forgotten", error=str(exc))
         await trio.sleep(PRUNE_INTERVAL)
-
-
-def _principals(settings: HostSettings, tokens: Tokens) -> Principals:
-    return Principals(is_local=has_local_user(settings), tokens=tokens)

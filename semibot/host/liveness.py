@@ -115,8 +115,7 @@ class Pulses:
         if pulse is None or pulse.link is not link:
             return
         pulse.heard_at, pulse.link = link.heard(trio.current_time()), None
-        pulse.has_ended = pulse.has_ended or link.is_lost
-        pulse.lag, pulse.is_blocked = None, False
+        pulse.lag = None
         self._metrics.vm_loop_lag_seconds.remove(user_id=link.user_id)
 
     def lost(self, vm_id: str, user_id: str) -> None:

@@ -345,7 +345,8 @@ class Execution:
             stopped=tuple(
                 item.record()
                 for item in self._stopped
-                if not item.is_open and item.id not in {left.id for left in abandoned}
+                if not (item.is_open or item.ended_by_itself)
+                and item.id not in {left.id for left in abandoned}
             ),
             abandoned=tuple(item.record() for item in abandoned),
             usage=self.usage,

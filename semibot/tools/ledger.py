@@ -33,10 +33,17 @@ class Activity:
     """Whether it is still under way. Set from worker threads too: only ever to False."""
     ended_at: float | None = None
     """Trio's clock when it ended, where that was seen on the loop."""
+    ended_by_itself: bool = False
+    """Whether it ended without being stopped, so that no receipt says that it was."""
 
     def close(self) -> None:
         """Say that it is over. May be called from any thread, and again."""
         self.is_open = False
+
+    def finish(self) -> None:
+        """Say that it is over by itself: whoever was about to stop it came too late."""
+        self.ended_by_itself = True
+        self.close()
 
     def record(self) -> ActivityRecord:
         """Return what is known of it now."""

@@ -22,7 +22,7 @@ from bridge_sessions import (
     until,
 )
 
-from semibot.session import Run
+from semibot.session import ActiveRun, Run
 from semibot.tools.ledger import Ledger
 from semibot.wire.events import ExecutionComplete, ExecutionError, SessionEvent, TextChunk
 from semibot.wire.receipts import Outcome
@@ -142,6 +142,27 @@ async def test_a_child_that_has_said_its_last_word_is_left_alone_by_a_cancel(
                 scope.cancel()
         assert SlowRun.ledger.under_way() == ()
         assert seen.heard("cancel") == []
+        await next_message_works(seen, starts=1)
+
+
+async def test_a_receipt_lists_no_child_that_had_said_its_last_word_and_lives_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def stuck(run: ActiveRun, event: object) -> None:
+        await trio.sleep_forever()
+
+    last = {"type": "thinking", "content": "said after the end"}
+    script = [*START, *WORKING, *LATE[1:], ["say", last], *GOOD[2:]]
+    async with opened(tmp_path, scripted(script)) as seen:
+        monkeypatch.setattr(ActiveRun, "emit", stuck)
+        async with seen.session.run("hello") as run:
+            await until(lambda: seen.adapter.statistics().dropped_events == 1)
+            assert [item.kind for item in run.under_way()] == ["child"]
+            receipt = await run.cancel()
+        monkeypatch.undo()
+        assert receipt is not None
+        assert receipt.outcome == "cancelled"
+        assert receipt.stopped == receipt.abandoned == ()
         await next_message_works(seen, starts=1)
 
 

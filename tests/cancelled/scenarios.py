@@ -24,6 +24,7 @@ MODULES: Final = (
     "scenarios_readers",
     "scenarios_store",
     "scenarios_host",
+    "scenarios_links",
     "scenarios_vm",
 )
 

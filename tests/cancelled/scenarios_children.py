@@ -305,8 +305,7 @@ async def talk(trial: Trial, ports: Ports, messages: int = 1, cancel: bool = Fal
 def check_obeyed(trial: Trial) -> None:
     """Find a bridge that goes on although the receipt says that it was stopped."""
     bridges: Any = trial.parts["bridges"]
-    has_answered = bridges[-1].behaviour == "answers"  # the run was over, and it need not end
-    if not has_answered and not bridges[-1].has_ended.is_set():
+    if not bridges[-1].has_ended.is_set():
         trial.problems.append("the receipt came before the end of the bridge")
 
 

@@ -11,29 +11,21 @@ from urllib.parse import urlencode
 import attrs
 import trials
 import trio
+from host_kit import KEY, TOKEN_TTL, VmSocket, accept_message, open_core
 from http_kit import Exchange
 from trials import Trial
 
 from semibot.config import Deadlines
 from semibot.config.settings import HostSettings
-from semibot.host.dispatch import Dispatcher
-from semibot.host.host import Host, open_host
-from semibot.host.links import Links
-from semibot.host.metrics import Metrics
-from semibot.host.relay import Relay
-from semibot.host.scheduler import Scheduler
+from semibot.host.core import HostCore
+from semibot.host.host import Host, open_host, run_core
 from semibot.host.server import App
-from semibot.lifetimes import grace, open_services
 from semibot.ports import Ports
-from semibot.secret import Secret
 from semibot.security.tokens import Tokens
-from semibot.store.base import NewMessage, NewSession
-from semibot.store.sqlite import SqliteStore, open_sqlite_store
 from semibot.testing import simulated_ports
 from semibot.testing.ports import SimulatedWallClock
 
-KEY: Final = Secret("correct-length-and-quite-random-8f2a61c0")
-TOKENS: Final = Tokens(KEY, SimulatedWallClock(), 12 * 3600.0)
+TOKENS: Final = Tokens(KEY, SimulatedWallClock(), TOKEN_TTL)
 
 BOUNDS: Final = Deadlines()
 
@@ -41,6 +33,9 @@ LEAVING: Final = (
     BOUNDS.vm_stop + BOUNDS.child_kill_grace + BOUNDS.channel_close + BOUNDS.store_commit
 )
 """What leaving ``open_host`` may take."""
+
+HOST_BOUND: Final = "vm.stop + child.kill_grace + channel.close + store.commit"
+"""The same in words."""
 
 HTTP: Final[Mapping[str, object]] = {
     "type": "http",
@@ -83,97 +78,37 @@ async def open_small_host(
 
 @attrs.define(eq=False)
 class Parts:
-    """A host without its HTTP side, put together as ``open_host`` does."""
+    """A host without its HTTP side."""
 
-    store: SqliteStore
-    relay: Relay
-    links: Links
-    dispatcher: Dispatcher
-    scheduler: Scheduler
+    core: HostCore
     _count: int = 0
 
     @property
     def app(self) -> App:
         """What serves VMs."""
-        return self.links.serve_socket
+        return self.core.links.serve_socket
 
     async def post(self, session_id: str = "s1", user_id: str = "ann") -> str:
         """Store a message, have it dispatched, and return its run."""
         self._count += 1
-        run_id = f"r{self._count}"
-        is_new = await self.store.get_session(user_id, session_id) is None
-        new = NewSession(agent_id=None, runtime_type="semigraph", openclaw_config=None)
-        await self.store.accept_message(
-            NewMessage(
-                user_id=user_id,
-                session_id=session_id,
-                create=new if is_new else None,
-                message="hi",
-                message_id=f"m-{run_id}",
-                run_id=run_id,
-                command_id=f"c-{run_id}",
-                cancel_ids=tuple(f"x-{run_id}-{i}" for i in range(17)),
-                on_busy="enqueue",
-                expires_at=None,
-                idempotency=None,
-            )
-        )
-        self.dispatcher.kick(session_id, user_id)
-        return run_id
+        accepted = await accept_message(self.core, user_id, session_id, f"r{self._count}", "hi")
+        return accepted.run_id
 
 
 @asynccontextmanager
 async def open_parts(
     trial: Trial, ports: Ports | None = None, **changes: Any
 ) -> AsyncGenerator[Parts]:
-    """Open the parts of a host, and let ``ann`` bring her VM."""
+    """Run the parts of a host, and let ``ann`` bring her VM."""
     options = settings(trial, **changes)
-    bounds = options.deadlines
-    ports = ports or simulated_ports()
-    async with open_sqlite_store(trial.database, ports=ports, deadlines=bounds) as store:
-        await store.ensure_user("local", "local", vm_mode="local")
-        await store.ensure_user("ann", "org", vm_mode="external")
-        await store.ensure_vm("ann", "vm-ann", "external")
-        relay = Relay(store, ports, bounds)
-        links = Links(
-            store=store,
-            relay=relay,
-            tokens=TOKENS,
-            settings=options,
-            metrics=Metrics(),
-            ports=ports,
-            deadlines=bounds,
-        )
-        dispatcher = Dispatcher(
-            store=store,
-            relay=relay,
-            links=links,
-            settings=options,
-            ports=ports,
-            deadlines=bounds,
-        )
-        scheduler = Scheduler(
-            store=store,
-            links=links,
-            tokens=TOKENS,
-            settings=options,
-            deadlines=bounds,
-            ports=ports,
-        )
-        links.observe(scheduler)
-        parts = trial.parts["host"] = Parts(store, relay, links, dispatcher, scheduler)
-        async with open_services() as services:
-            services.start_soon(links.serve)
-            services.start_soon(dispatcher.serve)
-            try:
-                async with open_services() as starting:
-                    starting.start_soon(scheduler.serve)
-                    scheduler.announce("ws://127.0.0.1:8080/ws/vm")
-                    yield parts
-            finally:
-                with grace("channel.close", bounds.channel_close):
-                    relay.close()
-                    await links.close_all(1012, "restarting")
+    async with open_core(options, ports or simulated_ports()) as core:
+        await core.store.ensure_user("local", "local", vm_mode="local")
+        await core.store.ensure_user("ann", "org", vm_mode="external")
+        await core.store.ensure_vm("ann", "vm-ann", "external")
+        trial.parts["host"] = core
+        async with run_core(core):
+            core.scheduler.announce("ws://127.0.0.1:8080/ws/vm")
+            yield Parts(core)
 
 
 # --- people -----------------------------------------------------------------------------
@@ -222,29 +157,39 @@ async def ask(app: App, method: str, path: str, body: object = None) -> Exchange
 # --- VMs --------------------------------------------------------------------------------
 
 
-@attrs.define(eq=False, slots=False)
-class HandVm:
-    """One socket of a VM, from the VM's end."""
+class HandVm(VmSocket):
+    """One socket of a VM, which knows what VMs say."""
 
-    app: App
-    trial: Trial
-    user: str = "ann"
-    boot: str = "boot-a"
-    dial: int = 1
-    ticket: str | None = None
-    tokens: Tokens = TOKENS
-    close_code: int | None = None
-    has_ended: bool = False
-    fenced: set[str] = attrs.field(factory=set[str])
-    """Sessions that the host has given up."""
-    events: dict[str, list[dict[str, Any]]] = attrs.field(factory=dict[str, list[dict[str, Any]]])
-    """What each session has said; the next process or link goes on from there."""
-    _heard: list[dict[str, Any]] = attrs.field(factory=list[dict[str, Any]])
-    _news: trio.Event = attrs.field(factory=trio.Event)
+    def __init__(
+        self,
+        app: App,
+        trial: Trial,
+        user: str = "ann",
+        boot: str = "boot-a",
+        dial: int = 1,
+        *,
+        ticket: str | None = None,
+        tokens: Tokens = TOKENS,
+        events: dict[str, list[dict[str, Any]]] | None = None,
+    ) -> None:
+        super().__init__()
+        self.connect()
+        self.app = app
+        self.trial = trial
+        self.user = user
+        self.boot = boot
+        self.dial = dial
+        self.ticket = ticket
+        self.tokens = tokens
+        self.has_ended = False
+        self.fenced: set[str] = set()
+        """Sessions that the host has given up."""
+        self.events = {} if events is None else events
+        """What each session has said; the next process or link goes on from there."""
 
-    def __attrs_post_init__(self) -> None:
-        self._put, self._received = trio.open_memory_channel[dict[str, Any]](1000)
-        self._put.send_nowait({"type": "websocket.connect"})
+    @property
+    def close_code(self) -> int | None:
+        return None if self.closed is None else self.closed[0]
 
     # --- the socket -------------------------------------------------------------------
 
@@ -259,28 +204,14 @@ class HandVm:
             "query_string": urlencode(query).encode(),
         }
         try:
-            await self.app(scope, self._receive, self._send)
+            await self.app(scope, self.receive, self.send)
         finally:
             self.has_ended = True
-            self._news.set()
+            self.notify()
 
-    async def _receive(self) -> dict[str, Any]:
-        try:
-            return await self._received.receive()
-        except trio.EndOfChannel:
-            return {"type": "websocket.disconnect", "code": 1006}
-
-    async def _send(self, message: Any) -> None:
-        await trio.lowlevel.checkpoint()
-        if message["type"] == "websocket.send":
-            frame = json.loads(message["text"])
-            for each in frame["frames"] if frame["type"] == "batch" else [frame]:
-                self._note_ack(each)
-                self._heard.append(each)
-        elif message["type"] == "websocket.close":
-            self.close_code = message["code"]
-        self._news.set()
-        self._news = trio.Event()
+    def hear_frame(self, frame: dict[str, Any]) -> None:
+        self._note_ack(frame)
+        super().hear_frame(frame)
 
     def _note_ack(self, frame: dict[str, Any]) -> None:
         """Note what the host has acknowledged: it has to be in the store."""
@@ -288,21 +219,12 @@ class HandVm:
             acknowledged: Any = self.trial.parts.setdefault("events", [])
             acknowledged += (frame.get("sessions") or {}).items()
 
-    def say(self, **frame: Any) -> None:
-        self._put.send_nowait({"type": "websocket.receive", "text": json.dumps(frame)})
-
-    def hang_up(self) -> None:
-        self._put.close()
-
     async def hear(self, kind: str, **fields: Any) -> dict[str, Any]:
         """Wait for a frame of a kind, and take it."""
-        while True:
-            for frame in self._heard:
-                if frame["type"] == kind and all(frame.get(k) == v for k, v in fields.items()):
-                    self._heard.remove(frame)
-                    return frame
+        while (frame := self.take(kind, **fields)) is None:
             assert not self.has_ended, f"no {kind}; closed with {self.close_code}"
-            await self._news.wait()
+            await self.wait_news()
+        return frame
 
     # --- what VMs do ------------------------------------------------------------------
 
@@ -367,4 +289,19 @@ class HandVm:
         self.end(session_id, run_id)
 
 
-__all__ = ["HandVm", "Parts", "ask", "open_parts", "open_request", "open_small_host", "trials"]
+async def connect(nursery: trio.Nursery, vm: HandVm) -> HandVm:
+    nursery.start_soon(vm.serve)
+    await vm.come_up()
+    return vm
+
+
+__all__ = [
+    "HandVm",
+    "Parts",
+    "ask",
+    "connect",
+    "open_parts",
+    "open_request",
+    "open_small_host",
+    "trials",
+]

@@ -10,6 +10,7 @@ from typing import Any
 import attrs
 import trio
 import trio.testing
+from trials import Trial
 
 from semibot.ports import Ports
 from semibot.testing import simulated_ports
@@ -78,6 +79,11 @@ class Starter:
 
     def ports(self) -> Ports:
         return attrs.evolve(simulated_ports(), spawn=self.spawn)
+
+
+def new_starter(trial: Trial, **changes: Any) -> Starter:
+    starter = trial.parts["starter"] = Starter(**changes)
+    return starter
 
 
 class TwoAddresses(trio.abc.HostnameResolver):

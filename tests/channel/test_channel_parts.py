@@ -64,6 +64,9 @@ async def test_a_heartbeat_tells_what_was_worst_since_the_last_one(autojump_cloc
     assert beat.sent_at == trio.current_time()
     beat = health.heartbeat((), 2)
     assert (beat.lag_ms, beat.blocked) == (0, None)
+    watchdog.record(0.75, None)
+    health.note_lag(0.5)
+    assert health.heartbeat((), 2).lag_ms == 750
     assert health.heartbeat(("s1",), 1).sent_at is None
 
 

@@ -9,6 +9,7 @@ import wsproto
 from wsproto.events import AcceptConnection, CloseConnection, Request, TextMessage
 
 from semibot.channel.web_socket import LinkEnded, open_web_socket
+from semibot.lifetimes import open_services
 from semibot.testing.logs import capture_logs
 
 
@@ -114,3 +115,21 @@ async def test_what_came_before_a_goodbye_is_still_received(autojump_clock):
         with pytest.raises(LinkEnded) as caught:
             await socket.receive()
         assert str(caught.value) == "the host closed the link (close code 1012)"
+
+
+async def test_who_is_stopped_with_the_connection_has_not_failed(autojump_clock):
+    async def write(socket):
+        while True:
+            await socket.send("x")
+
+    with capture_logs() as logs:
+        for _ in range(10):  # who of two tasks finds the end first is up to chance
+            async with open_pair(trio.testing.lockstep_stream_pair) as (socket, theirs, _):
+                with pytest.raises(LinkEnded):
+                    async with open_services() as services:
+                        services.start_soon(write, socket)
+                        await trio.testing.wait_all_tasks_blocked()
+                        theirs.send_stream.close()
+                        theirs.receive_stream.close()
+                        await socket.receive()
+    assert logs == []

@@ -11,21 +11,22 @@ from typing import Any
 import attrs
 import trio
 import trio.testing
+from host_kit import VmSocket, accept_message, open_core
 
 from semibot.config import Deadlines
 from semibot.config.settings import HostSettings, Provider
+from semibot.host.core import HostCore
 from semibot.host.dispatch import Dispatcher
+from semibot.host.host import run_core
 from semibot.host.links import Links
 from semibot.host.metrics import Metrics
 from semibot.host.relay import Relay
 from semibot.secret import Secret
 from semibot.security.tickets import hash_secret
 from semibot.security.tokens import Tokens
-from semibot.store.base import MessageAccepted, NewMessage, NewSession, VmRow
-from semibot.store.sqlite import open_sqlite_store
+from semibot.store.base import MessageAccepted, VmRow
 from semibot.testing import simulated_ports
 
-KEY = Secret("correct-length-and-quite-random-8f2a61c0")
 DEADLINES = Deadlines()
 
 
@@ -69,45 +70,12 @@ class BrokenStore:
         return call
 
 
-class Vm:
+class Vm(VmSocket):
     """One socket of a VM; the test says what it says."""
 
     def __init__(self) -> None:
-        self.to_host, self._from_vm = trio.open_memory_channel[dict[str, Any]](10_000)
-        self.closed: tuple[int, str] | None = None
+        super().__init__()
         self.has_ended = trio.Event()
-        self.heard: list[dict[str, Any]] = []
-        self.messages: list[str] = []
-        self.accepts = True
-        self.is_stuck = False
-
-    async def receive(self) -> dict[str, Any]:
-        try:
-            return await self._from_vm.receive()
-        except trio.EndOfChannel:
-            return {"type": "websocket.disconnect", "code": 1006}
-
-    async def send(self, message: Any) -> None:
-        await trio.lowlevel.checkpoint()
-        if not self.accepts:
-            raise OSError("gone")
-        if self.is_stuck:
-            await trio.sleep_forever()
-        if message["type"] == "websocket.send":
-            self.messages.append(message["text"])
-            frame = json.loads(message["text"])
-            self.heard += frame["frames"] if frame["type"] == "batch" else [frame]
-        elif message["type"] == "websocket.close":
-            self.closed = (message["code"], message["reason"])
-
-    def say_text(self, text: str) -> None:
-        self.to_host.send_nowait({"type": "websocket.receive", "text": text})
-
-    def say(self, **frame: Any) -> None:
-        self.say_text(json.dumps(frame))
-
-    def hang_up(self) -> None:
-        self.to_host.close()
 
     def event(self, sid: str, term: int, seq: int, run: str, kind: str = "text_chunk", **data: Any):
         data = {"type": kind, **data}
@@ -120,10 +88,9 @@ class Vm:
     async def hear(self, kind: str, **fields: Any) -> dict[str, Any]:
         """Return the next frame of a kind that was not taken yet, once all is quiet."""
         await quiet()
-        for index, frame in enumerate(self.heard):
-            if frame["type"] == kind and all(frame.get(k) == v for k, v in fields.items()):
-                del self.heard[index]
-                return frame
+        frame = self.take(kind, **fields)
+        if frame is not None:
+            return frame
         raise AssertionError(f"no {kind} with {fields} in {self.heard}; closed: {self.closed}")
 
     async def wait_closed(self) -> tuple[int, str] | None:
@@ -139,14 +106,37 @@ class Vm:
 class Plane:
     """A host's link side, and its parts."""
 
-    store: Any
-    relay: Relay
-    links: Links
-    dispatcher: Dispatcher
-    metrics: Metrics
-    ports: Any
-    tokens: Tokens
+    core: HostCore
     nursery: Any
+    """Where VMs are connected."""
+
+    @property
+    def store(self) -> Any:
+        return self.core.store
+
+    @property
+    def relay(self) -> Relay:
+        return self.core.relay
+
+    @property
+    def links(self) -> Links:
+        return self.core.links
+
+    @property
+    def dispatcher(self) -> Dispatcher:
+        return self.core.dispatcher
+
+    @property
+    def metrics(self) -> Metrics:
+        return self.core.metrics
+
+    @property
+    def ports(self) -> Any:
+        return self.core.ports
+
+    @property
+    def tokens(self) -> Tokens:
+        return self.links.tokens
 
     # --- what people do ---------------------------------------------------------------
 
@@ -156,29 +146,13 @@ class Plane:
         sid: str = "s1",
         *,
         run: str = "r1",
-        on_busy: str = "enqueue",
+        on_busy: Any = "enqueue",
         user: str = "ann",
         expires_at: int | None = None,
     ) -> MessageAccepted:
-        known = await self.store.get_session(user, sid)
-        create = NewSession(agent_id=None, runtime_type="semigraph", openclaw_config=None)
-        accepted = await self.store.accept_message(
-            NewMessage(
-                user_id=user,
-                session_id=sid,
-                create=None if known else create,
-                message=message,
-                message_id=f"m-{run}",
-                run_id=run,
-                command_id=f"c-{run}",
-                cancel_ids=tuple(f"x-{run}-{i}" for i in range(17)),
-                on_busy=on_busy,
-                expires_at=expires_at,
-                idempotency=None,
-            )
+        return await accept_message(
+            self.core, user, sid, run, message, on_busy=on_busy, expires_at=expires_at
         )
-        self.dispatcher.kick(sid, user)
-        return accepted
 
     async def events(self, sid: str = "s1") -> list[tuple[int, int, str, str]]:
         found = await self.store.read_events(sid, 0, 10_000_000)
@@ -191,7 +165,7 @@ class Plane:
 
     def connect(self, query: str = "user_id=ann") -> Vm:
         vm = Vm()
-        vm.to_host.send_nowait({"type": "websocket.connect"})
+        vm.connect()
 
         async def run() -> None:
             await self.links.serve_socket(
@@ -255,9 +229,6 @@ class Plane:
 async def open_plane(
     path: Path, *, deadlines: Deadlines = DEADLINES, is_external: bool = True, **settings: Any
 ) -> AsyncGenerator[Plane]:
-    ports = simulated_ports()
-    tokens = Tokens(KEY, ports.wall_clock, 12 * 3600.0)
-    metrics = Metrics()
     host_settings = HostSettings(
         data_dir=path,
         providers={"openai": Provider(api_key=Secret("sk-1"), base_url="http://models")},
@@ -265,33 +236,14 @@ async def open_plane(
         deadlines=deadlines,
         **settings,
     )
-    async with open_sqlite_store(path / "host.db", ports=ports, deadlines=deadlines) as real:
-        store = BrokenStore(real)
-        relay = Relay(store, ports, deadlines)
-        links = Links(
-            store=store,
-            relay=relay,
-            tokens=tokens,
-            settings=host_settings,
-            metrics=metrics,
-            ports=ports,
-            deadlines=deadlines,
-        )
-        dispatcher = Dispatcher(
-            store=store,
-            relay=relay,
-            links=links,
-            settings=host_settings,
-            ports=ports,
-            deadlines=deadlines,
-        )
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(links.serve)
-            nursery.start_soon(dispatcher.serve)
-            plane = Plane(store, relay, links, dispatcher, metrics, ports, tokens, nursery)
+    async with (
+        open_core(host_settings, simulated_ports(), BrokenStore) as core,
+        trio.open_nursery() as nursery,
+    ):
+        plane = Plane(core, nursery)
+        async with run_core(core):
             if is_external:
                 await plane.external()
             yield plane
-            store.released.set()
-            await links.close_all(1012, "restarting")
-            nursery.cancel_scope.cancel()
+            plane.store.released.set()
+        nursery.cancel_scope.cancel()

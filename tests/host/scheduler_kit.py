@@ -13,18 +13,14 @@ from typing import Any
 
 import attrs
 import trio
-from link_kit import KEY, BrokenStore, Plane, Vm
+from host_kit import open_core
+from link_kit import BrokenStore, Plane, Vm
 
 from semibot.config import Deadlines
 from semibot.config.settings import HostSettings
-from semibot.host.dispatch import Dispatcher
-from semibot.host.links import Links
-from semibot.host.metrics import Metrics
-from semibot.host.relay import Relay
+from semibot.host.host import run_core
 from semibot.host.scheduler import Scheduler
 from semibot.live import live_ports
-from semibot.security.tokens import Tokens
-from semibot.store.sqlite import open_sqlite_store
 from semibot.testing import simulated_ports
 from semibot.testing.ports import SimulatedWallClock
 
@@ -144,35 +140,27 @@ async def open_bench(
     if behaviour is not None:
         settings = {"vm_bootstrap_cmd": program(pipe, behaviour), **settings}
     host_settings = HostSettings(data_dir=path, deadlines=deadlines, **settings)
-    tokens = Tokens(KEY, clock, 12 * 3600.0)
-    metrics = Metrics()
     try:
-        async with open_sqlite_store(path / "host.db", ports=ports, deadlines=deadlines) as real:
-            store: Any = BrokenStore(real)
-            relay = Relay(store, ports, deadlines)
-            shared = {"store": store, "settings": host_settings, "ports": ports}
-            links = Links(
-                relay=relay, tokens=tokens, metrics=metrics, deadlines=deadlines, **shared
-            )
-            dispatcher = Dispatcher(relay=relay, links=links, deadlines=deadlines, **shared)
-            scheduler = Scheduler(links=links, tokens=tokens, deadlines=deadlines, **shared)
-            links.observe(scheduler)
+        async with (
+            open_core(host_settings, ports, BrokenStore) as core,
+            trio.open_nursery() as nursery,
+        ):
             if user is not None:
-                await store.ensure_user(user, "org", vm_mode=mode)
-            async with trio.open_nursery() as nursery:
-                nursery.start_soon(links.serve)
-                nursery.start_soon(dispatcher.serve)
-                if serves:
-                    nursery.start_soon(scheduler.serve)
-                    scheduler.announce(URL)
-                plane = Plane(store, relay, links, dispatcher, metrics, ports, tokens, nursery)
-                yield Bench(plane, scheduler, pipe, clock)
-                store.released.set()
-                store.error = None
-                if serves:
+                await core.store.ensure_user(user, "org", vm_mode=mode)
+            bench = Bench(Plane(core, nursery), core.scheduler, pipe, clock)
+            if not serves:  # the test runs what it wants
+                nursery.start_soon(core.links.serve)
+                nursery.start_soon(core.dispatcher.serve)
+                yield bench
+                await core.links.close_all(1012, "restarting")
+            else:
+                async with run_core(core):
+                    core.scheduler.announce(URL)
+                    yield bench
+                    bench.store.released.set()
+                    bench.store.error = None
                     with trio.fail_after(10):
-                        await scheduler.stop_all()
-                await links.close_all(1012, "restarting")
-                nursery.cancel_scope.cancel()
+                        await core.scheduler.stop_all()
+            nursery.cancel_scope.cancel()
     finally:
         os.close(pipe.descriptor)

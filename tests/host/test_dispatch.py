@@ -303,35 +303,9 @@ async def test_a_session_deleted_while_the_vm_was_away_is_gone_for_it(
         assert await plane.store.sessions_with_work("ann") == ()
 
 
-async def test_a_session_that_was_stopped_is_started_again_for_the_next_message(
-    tmp_path: Path,
-    mock_clock: MockClock,
-) -> None:
-    async with open_plane(tmp_path) as plane:
-        vm = await plane.up()
-        await plane.say("one")
-        seq = await began(plane, vm)
-        await finish(plane, vm, seq)
-        vm.heard.clear()
-        await plane.dispatcher.stop_sessions("ann", "admin")
-        stop = await vm.hear("stop_session")
-        vm.say(
-            type="cancelled",
-            session_id="s1",
-            command_id=stop["command_id"],
-            run_id=None,
-            receipt={"run_id": None, "already": True},
-        )
-        await plane.quiet()
-        await plane.say("two", run="r2")
-        start = await vm.hear("start_session")
-        assert start["term"] == 2
-
-
 async def test_idle_is_when_no_run_is_open(tmp_path: Path, mock_clock: MockClock) -> None:
     async with open_plane(tmp_path) as plane:
         await plane.dispatcher.wait_idle("ann")
-        await plane.dispatcher.stop_sessions("ann", "admin")  # no VM: nothing to do
         vm = await plane.up()
         await plane.say("one")
         seq = await began(plane, vm)

@@ -372,15 +372,6 @@ async def test_a_deleted_session_is_stopped_once(tmp_path: Path, mock_clock: Moc
         assert await plane.store.sessions_with_work("ann") == ()
 
 
-async def test_draining_stops_the_sessions_of_a_level_1_vm_too(
-    tmp_path: Path, mock_clock: MockClock
-) -> None:
-    async with open_plane(tmp_path) as plane:
-        vm = await busy(plane)
-        await plane.dispatcher.stop_sessions("ann", "admin")
-        assert (await vm.hear("stop_session"))["data"]["reason"] == "admin"
-
-
 async def test_a_level_1_vm_that_is_lost_leaves_interrupted_runs(
     tmp_path: Path, mock_clock: MockClock
 ) -> None:

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import json
+from types import SimpleNamespace
 
 import pytest
-from link_kit import open_plane, pass_time, quiet
+from link_kit import DEADLINES, open_plane, pass_time, quiet
 
-from semibot.host.liveness import MAX_TEXT, STATES
+from semibot.host.liveness import MAX_TEXT, STATES, Pulses
+from semibot.host.metrics import Metrics
+from semibot.observe.standstill import Standstill
+from semibot.wire.frames import BlockReport, VmHeartbeat
 
 FUNCTION = "agent.py:12 in work"
+BLOCK = BlockReport(seconds=5.0, where=FUNCTION, stack=())
 
 
 def described(plane, user="ann"):
@@ -47,8 +52,9 @@ async def test_the_states_one_after_the_other(tmp_path, mock_clock):
         assert state(plane) == "busy"
         await pass_time(mock_clock, 15)
         assert state(plane) == "busy"
+        assert plane.metrics.vm_loop_lag_seconds.value(user_id="ann") == 0.25
         await pass_time(mock_clock, 0.1)
-        assert state(plane) == "silent"
+        assert (state(plane), described(plane)["heardMsAgo"]) == ("silent", 15_100)
         await pass_time(mock_clock, 14.8)
         assert state(plane) == "silent"
         assert vm.closed is None
@@ -57,6 +63,7 @@ async def test_the_states_one_after_the_other(tmp_path, mock_clock):
         assert state(plane) == "dead"
         assert await vm.wait_closed() == (4008, "silence")
         assert described(plane)["lagMs"] is None
+        assert plane.metrics.vm_loop_lag_seconds.value(user_id="ann") == 0
 
 
 async def test_a_block_of_20_s_is_silence_and_then_a_function_with_a_stack(tmp_path, mock_clock):
@@ -96,6 +103,21 @@ async def test_a_block_of_20_s_is_silence_and_then_a_function_with_a_stack(tmp_p
         after = described(plane)
         assert (after["state"], after["block"]["where"]) == ("alive", FUNCTION)
         assert after["block"]["toldMsAgo"] == 10_000
+
+
+async def test_a_vm_that_told_of_a_block_and_says_no_more_is_silent_and_then_dead(
+    tmp_path, mock_clock
+):
+    async with open_plane(tmp_path) as plane:
+        vm = await plane.up()
+        beat(vm, lag_ms=2000.0, blocked={"seconds": 2.0, "where": FUNCTION})
+        await quiet()
+        seen = []
+        for _ in range(31):
+            seen.append(state(plane))
+            await pass_time(mock_clock, 1)
+        assert seen == ["blocked"] * 16 + ["silent"] * 14 + ["dead"]
+        assert vm.closed == (4008, "silence")
 
 
 async def test_any_byte_is_life(tmp_path, mock_clock):
@@ -147,6 +169,19 @@ async def test_a_host_that_stood_still_closes_no_link_of_a_vm_that_spoke_meanwhi
         assert await late.hear("heartbeat") is not None
 
 
+async def test_what_a_vm_has_said_is_read_before_it_is_judged(tmp_path, mock_clock):
+    async with open_plane(tmp_path) as plane:
+        vm = await plane.up()
+        for _ in range(10):  # who of two tasks runs first is up to chance
+            beat(vm)
+            await pass_time(mock_clock, 29)
+            beat(vm)
+            mock_clock.jump(2)  # late, but no standstill
+            await quiet()
+            assert vm.closed is None
+            assert state(plane) == "alive"
+
+
 async def test_after_a_standstill_a_vm_has_5_s_to_be_heard(tmp_path, mock_clock):
     async with open_plane(tmp_path) as plane:
         quick, slow = await plane.up(), None
@@ -154,6 +189,7 @@ async def test_after_a_standstill_a_vm_has_5_s_to_be_heard(tmp_path, mock_clock)
         slow = await plane.up(user="bob", boot="boot-b")
         await pass_time(mock_clock, 10)
         mock_clock.jump(60)
+        assert state(plane) == "alive"  # also if whoever asks runs first
         await quiet()
         # Nobody was listened to for a minute, so nobody was silent for it.
         assert plane.links.pulses.counts() == {
@@ -216,6 +252,41 @@ async def test_a_vm_that_was_given_up_is_dead_at_once(tmp_path, mock_clock):
         )
         assert await vm.wait_closed() == (4008, "lost")
         assert state(plane) == "dead"
+
+
+async def test_a_vm_that_is_given_up_between_two_links_is_dead_at_once(tmp_path, mock_clock):
+    async with open_plane(tmp_path) as plane:
+        vm = await plane.up()
+        vm.hang_up()
+        await vm.wait_closed()
+        plane.links.pulses.lost("an older row of hers", "ann")
+        assert state(plane) == "silent"
+        await plane.links.lose_vm(
+            "vm-ann", status="disconnected", last_error=None, code="INTERRUPTED", message="gone"
+        )
+        assert state(plane) == "dead"
+        assert plane.links.pulses.describe("ann", "an older row of hers") is None
+
+
+async def test_an_old_link_says_nothing_once_there_is_a_new_one(mock_clock):
+    pulses = Pulses(Standstill(), DEADLINES, Metrics())
+    old, new = (
+        SimpleNamespace(
+            user_id="ann",
+            vm=SimpleNamespace(id="vm-ann"),
+            boot=f"boot-{n}",
+            is_lost=False,
+            heard=lambda now: now,
+        )
+        for n in range(2)
+    )
+    pulses.link_up(old)
+    pulses.link_up(new)
+    pulses.beat(old, VmHeartbeat(active_sessions=(), lag_ms=5000.0, blocked=BLOCK))
+    pulses.link_down(old)
+    pulses.expect("ann", "vm-ann")
+    assert pulses.state("ann") == "alive"
+    assert pulses.describe("ann", "vm-ann")["block"] is None
 
 
 async def test_a_host_that_starts_counts_anew(tmp_path, mock_clock):

@@ -9,7 +9,8 @@ from typing import Any
 import attrs
 import pytest
 import trio
-from link_kit import DEADLINES, KEY, Plane, Vm, open_plane, pass_time
+from host_kit import KEY
+from link_kit import DEADLINES, Plane, Vm, open_plane, pass_time
 from trio.testing import MockClock
 
 from semibot.errors import LinkFenced, StoreError
@@ -400,7 +401,7 @@ async def test_a_cancelled_server_ends_its_links_in_order(
 ) -> None:
     async with open_plane(tmp_path) as plane:
         vm = Vm()
-        vm.to_host.send_nowait({"type": "websocket.connect"})
+        vm.connect()
         scope = trio.CancelScope()
 
         async def run() -> None:

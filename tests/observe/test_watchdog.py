@@ -7,6 +7,7 @@ import sys
 import threading
 import time
 
+import pytest
 import trio
 from trio.testing import MockClock
 
@@ -21,7 +22,7 @@ from semibot.observe.watchdog import (
     Watchdog,
     open_watchdog,
 )
-from semibot.testing import simulated_ports
+from semibot.testing import capture_logs, simulated_ports
 
 
 def hold_the_loop(watchdog: Watchdog) -> None:
@@ -47,7 +48,9 @@ async def test_a_block_is_reported_with_function_and_length() -> None:
     assert block is not None
     assert block.seconds > 1
     assert "hold_the_loop" in block.where
-    assert any("test_a_block_is_reported" in line for line in block.stack)
+    names = [line.partition(" in ")[2] for line in block.stack]
+    caller = names.index("test_a_block_is_reported_with_function_and_length")
+    assert names[caller + 1] == "hold_the_loop"  # innermost last
     assert ports.threads.in_use() == {"watchdog": 0}
 
 
@@ -164,4 +167,81 @@ async def test_an_inner_watchdog_joins_the_outer_one() -> None:
 async def test_nothing_is_watched_in_a_simulation(autojump_clock: MockClock) -> None:
     async with open_watchdog(simulated_ports()) as watchdog:
         await trio.sleep(100)
+    assert watchdog.worst_block is None
+
+
+# --- by the clock ---------------------------------------------------------------------
+
+
+class Looks:
+    """Lets the thread look *count* times, and stops it then."""
+
+    def __init__(self, count: int) -> None:
+        self._left = count
+
+    def wait(self, seconds: float) -> bool:
+        self._left -= 1
+        return self._left < 0
+
+
+def late_by(seconds: float) -> Watchdog:
+    """Return a watchdog whose last beat is *seconds* ago."""
+    watchdog = Watchdog()
+    watchdog._clock = lambda: seconds
+    watchdog._beat = 0.0
+    return watchdog
+
+
+def look_from_the_thread(watchdog: Watchdog, count: int = 1) -> None:
+    watchdog._stop = Looks(count)
+    watchdog.watch()
+
+
+@pytest.mark.parametrize(("seconds", "is_seen"), [(1.2, False), (1.3, True)])
+def test_a_loop_that_stands_still_for_a_second_is_looked_at(seconds: float, is_seen: bool) -> None:
+    watchdog = late_by(seconds)
+    look_from_the_thread(watchdog)
+    assert watchdog.has_seen_block == is_seen
+
+
+def test_a_block_is_looked_at_once_and_reported_once() -> None:
+    watchdog = late_by(2.25)
+    with capture_logs() as logs:
+        look_from_the_thread(watchdog, 3)
+    assert [entry["event"] for entry in logs] == ["event loop is blocked"]
+    tally = watchdog.tally()
+    block = tally.take_worst().worst_block
+    assert block is not None
+    assert block.seconds == 2.0
+    watchdog._clock = lambda: 2.25 + INTERVAL + 0.9  # late again, and nobody has looked
+    health = tally.take_worst()
+    assert (round(health.worst_lag, 3), health.worst_block) == (0.9, None)
+
+
+@pytest.mark.parametrize(("late", "where"), [(0.4, None), (0.5, "f.py:1 in f")])
+def test_a_stack_that_was_taken_at_the_last_moment_is_no_block(late: float, where: object) -> None:
+    watchdog = late_by(INTERVAL + late)
+    watchdog._seen = FrozenStack("f.py:1 in f", ())
+    block = watchdog.tally().take_worst().worst_block
+    assert (block and block.where) == where
+
+
+@pytest.mark.parametrize(("late", "where"), [(2.9, None), (3.1, NOBODY)])
+def test_only_a_long_standstill_of_which_nothing_was_seen_is_told(
+    late: float, where: object
+) -> None:
+    block = late_by(INTERVAL + late).tally().take_worst().worst_block
+    assert (block and block.where) == where
+
+
+async def test_what_was_seen_of_a_block_that_is_over_is_forgotten(
+    autojump_clock: MockClock,
+) -> None:
+    watchdog = late_by(0.0)
+    watchdog._seen = FrozenStack("f.py:1 in f", ())
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(watchdog.beat)
+        await watchdog.wait_beat()
+        assert not watchdog.has_seen_block
+        nursery.cancel_scope.cancel()
     assert watchdog.worst_block is None
