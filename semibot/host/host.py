@@ -35,6 +35,9 @@ DATABASE_FILE: Final = "semibot.db"
 STOP_SHARE: Final = 12.0
 """Of a drain, how long is kept for stopping what did not end by itself, in seconds."""
 
+COMPARE_INTERVAL: Final = 1.0
+"""Between two attempts to compare what readers see with the store, in seconds."""
+
 PRUNE_INTERVAL: Final = 3600.0
 """Between two rounds of forgetting what has expired, in seconds."""
 
@@ -155,6 +158,7 @@ async def run_core(core: HostCore) -> AsyncGenerator[HostCore]:
         services.start_soon(core.links.serve, name="links")
         services.start_soon(core.dispatcher.serve, name="dispatcher")
         services.start_soon(_prune, core.store, name="pruning")
+        services.start_soon(_follow_late_commits, core, name="late commits")
         try:
             # Inside, so that VMs stop while their last words are still taken.
             async with open_services() as starting:
@@ -187,6 +191,19 @@ async def _give_up(store: Store, vm: VmRow) -> None:
         code="INTERRUPTED",
         message="the host was restarted while it was answering; send it again",
     )
+
+
+async def _follow_late_commits(core: HostCore) -> None:
+    known = 0
+    while True:
+        late = await core.store.late_commits(known)
+        try:
+            await core.relay.compare()
+        except (StoreError, DeadlineExceeded) as exc:
+            log.warning("readers could not be compared with the store", error=str(exc))
+            await trio.sleep(COMPARE_INTERVAL)
+        else:
+            known = late
 
 
 async def _prune(store: Store) -> None:

@@ -207,6 +207,28 @@ class Relay:
         for session_id in session_ids:
             self._discard(session_id, "store_failed")
 
+    async def compare(self) -> None:
+        """Bring all tails to what is stored, after a commit whose result nobody was told.
+
+        Readers of a session that was deleted end as ``deleted``. Those of one that has gone
+        over into another term end as ``store_failed``, and come again with the last id they have.
+
+        Raises:
+            StoreError: If the store fails; tails that were not reached are as before.
+            DeadlineExceeded: ``store.commit``.
+        """
+        for session_id, tail in list(self._tails.items()):
+            with deadline("store.commit", self._deadlines.store_commit):
+                start = await self._store.tail_start(session_id)
+            if self._tails.get(session_id) is not tail:
+                continue
+            if start is None:
+                self.forget(session_id)
+            elif start[0] > tail.term:
+                self.break_off([session_id])
+            elif tail.received_seq == tail.committed_seq < start[1]:
+                tail.commit(start[1])  # readers find in the store what was said for its VM
+
     def _discard(self, session_id: str, reason: EndReason) -> None:
         self._kept.pop(session_id, None)
         tail = self._tails.pop(session_id, None)

@@ -72,6 +72,10 @@ class SqliteStore:
         """See :meth:`~semibot.store.base.Store.check`."""
         await self._writer.write(upkeep.check)
 
+    async def late_commits(self, known: int) -> int:
+        """See :meth:`~semibot.store.base.Store.late_commits`."""
+        return await self._writer.late_commits(known)
+
     # --- users, agents ------------------------------------------------------------------
 
     async def ensure_user(self, user_id: str, org_id: str, *, vm_mode: VmMode | None) -> UserRow:

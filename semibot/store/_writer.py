@@ -59,6 +59,8 @@ class _Group:
     begun: trio.Event = attrs.field(factory=trio.Event)
     ended: trio.Event = attrs.field(factory=trio.Event)
     result: Committed | None = None
+    is_given_up: bool = False
+    """Whether somebody was told that it takes too long."""
 
 
 @final
@@ -104,6 +106,8 @@ class GroupWriter:
         self._running: _Group | None = None
         self._is_closed = False
         self._failure: str | None = None
+        self._late = 0
+        self._was_late = trio.Event()
 
     @property
     def failure(self) -> str | None:
@@ -152,10 +156,17 @@ class GroupWriter:
                 if self._is_closed and not group.jobs:
                     group.ended.set()  # finish() may wait for it, and it will never begin
         if not group.ended.is_set():
+            group.is_given_up = True
             reason = f"a commit takes more than {self._seconds:g} s"
             self._note(Committed(failure=reason, has_written=False))
             await trio.lowlevel.checkpoint_if_cancelled()
             raise StoreError(f"{reason}; what it was to store may still be stored")
+
+    async def late_commits(self, known: int) -> int:
+        """See :meth:`~semibot.store.base.Store.late_commits`."""
+        while self._late <= known:
+            await self._was_late.wait()
+        return self._late
 
     async def serve(self) -> None:
         """Commit group after group, until cancelled. Call :meth:`finish` first."""
@@ -179,6 +190,10 @@ class GroupWriter:
                 abandon_on_cancel=True,  # only finish() running out leads to that
             )
             self._note(group.result)
+            if group.is_given_up and group.result.failure is None:
+                self._late += 1
+                self._was_late.set()
+                self._was_late = trio.Event()
         finally:
             self._running = None
             group.ended.set()

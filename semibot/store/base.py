@@ -62,6 +62,17 @@ class Store(Protocol):
         """Write and commit something, to learn whether that works."""
         ...
 
+    async def late_commits(self, known: int) -> int:
+        """Wait, for as long as it takes, until there are more than *known* late commits.
+
+        A commit is late if a caller was told that it takes too long, and it was stored after
+        all. Nobody has been told what it changed: compare what is in memory with the store.
+
+        Returns:
+            How many there were since the store was opened.
+        """
+        ...
+
     # --- users, agents ----------------------------------------------------------------
 
     async def ensure_user(self, user_id: str, org_id: str, *, vm_mode: VmMode | None) -> UserRow:

@@ -398,6 +398,8 @@ async def test_a_slow_commit_that_ends_well_is_no_failure_any_more(path, tap):
         tap.opened.set()
         await store.check()
         assert store.failure is None
+        with trio.fail_after(5):
+            assert await store.late_commits(0) == 1
 
 
 async def test_opening_that_hangs_is_given_up(path, tap, add_hook):

@@ -1,7 +1,9 @@
 """Sessions on bridges: the bridge adapter, with children that exit and talk nonsense.
 
 Some sessions of a simulation run on the real bridge adapter. Their children are coroutines
-that speak JSON lines, do what messages say, and now and then do what no bridge should.
+that speak JSON lines, do what messages say, and now and then do what no bridge should. They go
+on for a while with what they were told to leave, and those that do not hear at all have to be
+stopped.
 """
 
 from __future__ import annotations
@@ -22,6 +24,7 @@ from semibot.wire.codec import JsonObject, JsonValue
 from semibot.wire.jsonl import MAX_LINE_BYTES, LineFramer, encode_line
 
 from .children import SimulatedChild, spawning
+from .happenings import RunWorks
 from .lives import Life
 from .talker import talker_of
 
@@ -33,6 +36,13 @@ PROGRAM: Final = "simulated-bridge"
 
 EVERY: Final = 2
 """Of how many sessions one runs on a bridge."""
+
+CLEAN_UP: Final = (0.9, 1.8, 2.7)
+"""How long a bridge cleans up when its run is cancelled, or when it is stopped, in seconds; which
+of them depends on the session. With the last it is killed, if it began when it was stopped."""
+
+STEP: Final = 0.3
+"""How often it does something meanwhile, in seconds."""
 
 MOST_SILENT: Final = 60.0
 """How long a bridge stops talking at most, in seconds."""
@@ -54,7 +64,7 @@ class Bridges:
         """Return ports that can start bridges."""
 
         async def be_bridge(child: SimulatedChild, environment: Mapping[str, str]) -> int:
-            bridge = _Bridge(self._world, child)
+            bridge = _Bridge(life, child)
             self._bridges.append(bridge)
             try:
                 return await bridge.serve()
@@ -170,11 +180,12 @@ _NONSENSE: Final[Mapping[str, str]] = {
 class _Bridge:
     """One bridge that runs: it does what :mod:`.talker` says that messages mean."""
 
-    def __init__(self, world: World, child: SimulatedChild) -> None:
+    def __init__(self, life: Life, child: SimulatedChild) -> None:
         self.child = child
         self.run_id: str | None = None
         self.silent_until = 0.0
-        self._world = world
+        self._life = life
+        self._world = life.world
         self._session_id = ""
         self._knows_runs = False
         self._turn = trio.Lock()
@@ -205,11 +216,27 @@ class _Bridge:
         await self._put(encode_line({"type": type_, **fields}))
 
     async def serve(self) -> int:
-        """Answer until told to stop, or until nobody speaks any more."""
+        """Answer until told to stop, or until nobody speaks any more, and a bit longer."""
         async with trio.open_nursery() as nursery:
             await self._listen(nursery)
+            if self.run_id is not None:
+                await self._clean_up(self.run_id)
             nursery.cancel_scope.cancel("nobody wants more of it")
         return 0
+
+    @property
+    def _is_deaf(self) -> bool:
+        """Whether it does not hear that a run is cancelled; it has to be stopped."""
+        return int(self._session_id[6:8], 16) % 3 == 0
+
+    async def _clean_up(self, run_id: str) -> None:
+        seconds = CLEAN_UP[int(self._session_id[8:10], 16) % len(CLEAN_UP)]
+        for _ in range(round(seconds / STEP)):
+            await trio.sleep(STEP)
+            self._work_on(run_id)
+
+    def _work_on(self, run_id: str) -> None:
+        self._world.tell(RunWorks(run_id=run_id, life=self._life))
 
     async def _listen(self, nursery: trio.Nursery) -> None:
         framer = LineFramer()
@@ -225,7 +252,7 @@ class _Bridge:
             case "start":
                 self._session_id = str(frame["session_id"])
                 # Some are of level 1: they never say that they are ready, and know no runs.
-                self._knows_runs = int(self._session_id[4:6], 16) % 4 != 0
+                self._knows_runs = int(self._session_id[4:6], 16) % 3 != 0
                 if self._knows_runs:
                     await self._say("ready", features=["run_id"])
             case "user_message":
@@ -234,7 +261,7 @@ class _Bridge:
                 payload = frame["payload"]
                 text = str(payload["message"]) if isinstance(payload, Mapping) else ""
                 nursery.start_soon(self._run, text, self._run_scope)
-            case "cancel":
+            case "cancel" if not self._is_deaf:
                 self._run_scope.cancel("as the user wants")
             case "cp_response":
                 self._answers.pop(str(frame["id"]), trio.Event()).set()
@@ -246,20 +273,25 @@ class _Bridge:
 
     async def _run(self, message: str, scope: trio.CancelScope) -> None:
         """Answer one message."""
+        run_id = self.run_id or ""
         with scope:
             _, count, delay, size, work = message.split()[:5]
             for index in range(int(count)):
                 await trio.sleep(float(delay))
-                text = f"{self.run_id}.{index} "[-20:].ljust(int(size), "x")
+                self._work_on(run_id)
+                text = f"{run_id}.{index} "[-20:].ljust(int(size), "x")
                 await self._say("text_chunk", content=text)
                 if index == 0 and "a" in work:
-                    event = f"audit {self.child.pid} {self.run_id}"
+                    event = f"audit {self.child.pid} {run_id}"
                     self._world.asked_reports.add(event)
                     params: JsonObject = {"event": event, "details": {}}
                     await self._say("cp_fire_and_forget", method="audit_log", params=params)
                 if index == 1 and "r" in work:
                     await self._ask()
         if scope.cancelled_caught:
+            await self._say("text_chunk", content="it has to be cleaned up")
+            await self._clean_up(run_id)
+            await self._say("text_chunk", content="it is clean")
             await self._say("execution_complete", cancelled=True)
         else:
             await self._say("execution_complete", final_response="that is all")

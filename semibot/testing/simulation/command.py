@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import logging
+import math
 import multiprocessing
+import os
+import signal
 import sys
 import time
 from collections import Counter
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from functools import partial
+from typing import Final, final
 
 import attrs
 
@@ -21,28 +26,53 @@ from .invariants import PROMISES
 from .report import SimulationReport, Violation
 from .simulating import simulate
 
-SHOWN = 1500
+SHOWN: Final = 1500
 """Letters of a violation that are shown, unless it is asked for by ``--show``."""
+
+INTERRUPTED: Final = 130
+"""Exit status after Ctrl-C."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command; return its exit status: 1 if there is a violation."""
+    """Run the command.
+
+    Returns:
+        Its exit status: 1 if there is a violation, 2 if it was called wrongly or could not
+        say what it found, 130 after Ctrl-C.
+    """
     options = _parser().parse_args(arguments)
+    output = _Output()
+    with _ctrl_c() as is_interrupted:
+        status = _run(options, output.say, is_interrupted)
+    if not output.flush():
+        return 2
+    return INTERRUPTED if is_interrupted() else status
+
+
+def _run(
+    options: argparse.Namespace, say: Callable[[str], None], is_interrupted: Callable[[], bool]
+) -> int:
     if options.list:
-        _list()
+        _list(say)
         return 0
-    if options.show is not None:
-        return _show(options)
     began = time.perf_counter()
     reports: list[SimulationReport] = []
-    with _reports(options) as coming:
-        for report in coming:
-            reports.append(report)
-            for violation in report.violations:
-                _print_violation(violation)
-            if report.violations and options.stop_at_first:
-                break
-    _summarize(reports, time.perf_counter() - began, as_json=options.json)
+    if options.show is not None:
+        reports.append(_simulate(options, options.show, show=say))
+        for violation in reports[0].violations:
+            say(f"{violation.at:.3f} {violation.invariant}: {violation.text}")
+    else:
+        with _reports(options) as coming:
+            for report in coming:
+                reports.append(report)
+                for violation in report.violations:
+                    _say_violation(violation, say)
+                if (report.violations and options.stop_at_first) or is_interrupted():
+                    break
+    if options.show is not None and not options.json:
+        say(str(attrs.evolve(reports[0], violations=())))
+    else:
+        _summarize(reports, time.perf_counter() - began, say, as_json=options.json)
     return 1 if any(report.violations for report in reports) else 0
 
 
@@ -51,18 +81,84 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(required=True)
     command = commands.add_parser("simulate", description=__doc__)
     add = command.add_argument
-    add("--seeds", type=int, default=20, help="how many seeds")
-    add("--from", dest="first", type=int, default=1, help="the first of them")
-    add("--minutes", type=float, default=10.0, help="how long things go wrong in each, simulated")
-    add("--jobs", type=_positive, default=1, help="how many seeds are run side by side")
+    add("--seeds", type=_positive, default=20, metavar="N", help="how many seeds; 20 by default")
+    add("--from", dest="first", type=int, default=1, metavar="SEED", help="the first; 1 by default")
+    add("--minutes", type=_amount, default=10.0, metavar="M", help="how long things go wrong in "
+        "each seed, in simulated minutes; 10 by default")  # fmt: skip
+    add("--jobs", type=_positive, default=1, metavar="N", help="how many seeds run side by side")
     add("--json", action="store_true", help="end with one line of JSON")
-    add("--faults", type=_names, help="kinds of faults, separated by commas; all by default")
-    add("--without", type=_names, default=(), help="invariants that are not looked at")
-    add("--busy-limit", type=float, help="seconds of a processor that a seed may take")
+    kinds = partial(_names, [fault.kind for fault in FAULTS], "fault")
+    add("--faults", type=kinds, metavar="KINDS", help="separated by commas; all by default")
+    promises = partial(_names, list(PROMISES), "invariant")
+    add("--without", type=promises, default=(), metavar="NAMES", help="invariants, separated by "
+        "commas, that are not looked at")  # fmt: skip
+    add("--busy-limit", type=_amount, metavar="S", help="how long a seed may keep a processor "
+        "busy, in seconds")  # fmt: skip
     add("--stop-at-first", action="store_true", help="stop at the first seed with a violation")
-    add("--show", type=int, metavar="SEED", help="tell all that happens in one seed")
+    add("--show", type=int, metavar="SEED", help="tell all that happens in this one seed")
     add("--list", action="store_true", help="list faults and invariants")
     return parser
+
+
+# --- what is asked for ----------------------------------------------------------------
+
+
+def _names(known: Iterable[str], what: str, text: str) -> tuple[str, ...]:
+    names = tuple(name for word in text.split(",") if (name := word.strip()))
+    unknown = sorted(set(names) - set(known))
+    if unknown:
+        raise argparse.ArgumentTypeError(
+            f"no such {what}s: {', '.join(unknown)}; --list says which there are"
+        )
+    return names
+
+
+def _positive(text: str) -> int:
+    number = int(text) if text.removeprefix("-").isdecimal() else 0
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number from 1 up")
+    return number
+
+
+def _amount(text: str) -> float:
+    try:
+        number = float(text)
+    except ValueError:
+        number = math.nan
+    if not 0 <= number < math.inf:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number from 0 up")
+    return number
+
+
+# --- what is done ---------------------------------------------------------------------
+
+
+@contextmanager
+def _ctrl_c() -> Generator[Callable[[], bool]]:
+    """Let Ctrl-C stop after the seeds under way, and a second one at once.
+
+    Raised into a simulation, it could be taken for a fault of what it meets there.
+    """
+    was_pressed = False
+
+    def note(*_: object) -> None:
+        nonlocal was_pressed
+        was_pressed = True
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+        text = b"stops after the seeds under way; Ctrl-C again stops at once\n"
+        with contextlib.suppress(OSError):
+            os.write(2, text)
+
+    before = signal.signal(signal.SIGINT, note)
+    try:
+        yield lambda: was_pressed
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def _end_at_second_ctrl_c() -> None:
+    """Prepare a process of several: the first one tells others what to do."""
+    signal.signal(signal.SIGINT, lambda *_: signal.signal(signal.SIGINT, signal.SIG_DFL))
 
 
 @contextmanager
@@ -74,62 +170,82 @@ def _reports(options: argparse.Namespace) -> Generator[Iterator[SimulationReport
         yield map(run, seeds)
         return
     # Fresh ones, because a fork of a process with threads may hang.
-    pool = ProcessPoolExecutor(options.jobs, multiprocessing.get_context("spawn"))
+    context = multiprocessing.get_context("spawn")
+    pool = ProcessPoolExecutor(options.jobs, context, initializer=_end_at_second_ctrl_c)
     try:
         yield pool.map(run, seeds)
     finally:
         pool.shutdown(cancel_futures=True)
 
 
-def _names(text: str) -> tuple[str, ...]:
-    return tuple(name for name in text.split(",") if name)
-
-
-def _positive(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise ValueError(text)
-    return number
-
-
-def _simulate(options: argparse.Namespace, seed: int, *, shows: bool = False) -> SimulationReport:
+def _simulate(
+    options: argparse.Namespace, seed: int, *, show: Callable[[str], None] | None = None
+) -> SimulationReport:
     logging.getLogger("trio-websocket").setLevel(logging.CRITICAL)
-    try:
-        return simulate(
-            seed,
-            minutes=options.minutes,
-            faults=options.faults,
-            without=options.without,
-            busy_limit=options.busy_limit,
-            show=print if shows else None,
-        )
-    except ValueError as exc:
-        sys.exit(f"simulate: {exc}")
+    return simulate(
+        seed,
+        minutes=options.minutes,
+        faults=options.faults,
+        without=options.without,
+        busy_limit=options.busy_limit,
+        show=show,
+    )
 
 
-def _list() -> None:
-    print("faults:")
+# --- what is said ---------------------------------------------------------------------
+
+
+@final
+class _Output:
+    """Where lines go. If nobody takes them any more, they are dropped.
+
+    An error would come up in the middle of a simulation, and be taken for one of its own.
+    """
+
+    def __init__(self) -> None:
+        self._error: OSError | None = None
+
+    def say(self, line: str) -> None:
+        """Write a line."""
+        if self._error is None:
+            try:
+                print(line, flush=True)
+            except OSError as exc:
+                self._error = exc
+
+    def flush(self) -> bool:
+        """Return whether every line has been written, or was not wanted any more."""
+        if self._error is None:
+            return True
+        with contextlib.suppress(OSError), open(os.devnull, "wb") as nowhere:  # noqa: PTH123
+            os.dup2(nowhere.fileno(), 1)  # or Python would complain at its end
+        if isinstance(self._error, BrokenPipeError):
+            return True
+        sys.stderr.write(f"simulate: cannot write: {self._error}\n")
+        return False
+
+
+def _list(say: Callable[[str], None]) -> None:
+    say("faults:")
     for fault in FAULTS:
-        print(f"  {fault.kind:18} excuses {fault.excuses}")
-    print("invariants:")
+        say(f"  {fault.kind:18} excuses {fault.excuses}")
+    say("invariants:")
     for name, text in PROMISES.items():
-        print(f"  {name:24} {text}")
+        say(f"  {name:24} {text}")
 
 
-def _show(options: argparse.Namespace) -> int:
-    report = _simulate(options, options.show, shows=True)
-    for violation in report.violations:
-        print(f"{violation.at:.3f} {violation.invariant}: {violation.text}")
-    print(attrs.evolve(report, violations=()))
-    return 1 if report.violations else 0
+def _say_violation(violation: Violation, say: Callable[[str], None]) -> None:
+    say(f"seed {violation.seed}, {violation.invariant}: {violation.text[:SHOWN]}")
+    say(f"  {violation.command}")
 
 
-def _print_violation(violation: Violation) -> None:
-    print(f"seed {violation.seed}, {violation.invariant}: {violation.text[:SHOWN]}")
-    print(f"  {violation.command}", flush=True)
-
-
-def _summarize(reports: Sequence[SimulationReport], seconds: float, *, as_json: bool) -> None:
+def _summarize(
+    reports: Sequence[SimulationReport],
+    seconds: float,
+    say: Callable[[str], None],
+    *,
+    as_json: bool,
+) -> None:
     faults: Counter[str] = Counter({fault.kind: 0 for fault in FAULTS})
     for report in reports:
         faults.update(report.faults)
@@ -148,8 +264,8 @@ def _summarize(reports: Sequence[SimulationReport], seconds: float, *, as_json: 
             "events": events,
             "runs": runs,
         }
-        print(json.dumps(summary))
+        say(json.dumps(summary))
         return
-    print(f"{len(reports)} seeds, {hours:.1f} simulated hours in {seconds:.0f} s")
-    print(f"{runs} runs, {events} events, {len(violations)} violations")
-    print(", ".join(f"{kind} {count}" for kind, count in sorted(faults.items())))
+    say(f"{len(reports)} seeds, {hours:.1f} simulated hours in {seconds:.0f} s")
+    say(f"{runs} runs, {events} events, {len(violations)} violations")
+    say(", ".join(f"{kind} {count}" for kind, count in sorted(faults.items())))

@@ -32,6 +32,7 @@ import attrs
 import trio
 
 from .bridges import exit_bridge, talk_nonsense, use_bridges
+from .frames import COMMANDS, MAY_COME_TWICE
 from .lives import HOST
 from .network import HTTP, LINK, Connection
 from .tickets import expire_token, replay_ticket, use_guests
@@ -92,7 +93,10 @@ async def _swallow(world: World) -> None:
 
 
 async def _cut(world: World) -> None:
-    kind = world.random.choice([LINK, LINK, HTTP])
+    kind = world.random.choice([LINK, LINK, LINK, LINK, HTTP, HTTP])
+    if kind == LINK and world.random.random() < 0.5:
+        await _cut_off_answer(world)
+        return
     with trio.move_on_after(20.0):
         while True:
             busy = [each for each in world.network.living(kind) if each.in_flight]
@@ -101,6 +105,33 @@ async def _cut(world: World) -> None:
                 world.hit("cut_with_loss")
                 return
             await world.trace.wait_next()
+
+
+async def _cut_off_answer(world: World) -> None:
+    """Cut a link on which a VM was just told to do something, before what it says of that comes.
+
+    Whether it was told, nobody but the VM knows then: the host has to tell it again.
+    """
+    with trio.move_on_after(20.0):
+        connection = await _next_command(world)
+        told_at = trio.current_time()
+        up, down = connection.client.out, connection.server.out
+        while connection.is_open:
+            await world.trace.wait_next()
+            if down.received_at > told_at and up.in_flight:
+                connection.cut()
+                world.hit("cut_with_loss")
+                return
+
+
+async def _next_command(world: World) -> Connection:
+    """Wait until a VM is told to do something, and return its connection."""
+    since = trio.current_time()
+    while True:  # noqa: ASYNC913 - there may be nothing to wait for
+        for link in world.links:
+            if link.commanded_at is not None and link.commanded_at > since:
+                return link.connection
+        await world.trace.wait_next()
 
 
 async def _half_open(world: World) -> None:
@@ -153,7 +184,7 @@ async def _haunt(world: World) -> None:
     with trio.move_on_after(60.0):  # noqa: ASYNC912 - likewise
         while not has_newer() and not connection.server.is_closed:
             await world.trace.wait_next()
-    pipe.clogged_until = trio.current_time() + world.random.choice([0.0, 0.0, 0.01, 1.0])
+    pipe.clogged_until = trio.current_time() + world.random.choice([0.0, 0.0, 0.01, 1.0, 20.0])
     pipe.changed()
 
 
@@ -161,7 +192,10 @@ async def _duplicate(world: World) -> None:
     links = [link for link in world.links if link.live_at is not None and link.connection.is_open]
     if links:
         link = world.random.choice(links)
-        tap = link.up if world.random.random() < 0.6 else link.down
+        roll = world.random.random()
+        tap = link.up if roll < 0.6 else link.down
+        # Hosts say little else than that they have received something.
+        tap.twice = COMMANDS if roll > 0.75 else MAY_COME_TWICE
         tap.says_twice = _hit(world, "duplicate_frame")
     await trio.lowlevel.checkpoint()
 

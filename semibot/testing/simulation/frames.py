@@ -11,15 +11,20 @@ from typing import Final, final
 
 from semibot.errors import RemoteProtocolError
 from semibot.wire.frames import (
+    Cancel,
+    Cancelled,
     CommandAck,
+    ConfigUpdate,
     FireAndForget,
     FromHost,
     FromVm,
     HostAck,
     HostHeartbeat,
+    Request,
     Response,
     SseEvent,
     StartSession,
+    StopSession,
     UserMessage,
     VmHeartbeat,
     decode_from_host,
@@ -28,9 +33,12 @@ from semibot.wire.frames import (
 
 Frame = FromVm | FromHost
 
+COMMANDS: Final = (Cancel, ConfigUpdate, StartSession, StopSession, UserMessage)
+"""What a host has a VM do; it says it again until it is answered."""
+
 MAY_COME_TWICE: Final = (
-    CommandAck, FireAndForget, HostAck, HostHeartbeat, Response, SseEvent, StartSession,
-    UserMessage, VmHeartbeat,
+    *COMMANDS, Cancelled, CommandAck, FireAndForget, HostAck, HostHeartbeat, Request, Response,
+    SseEvent, VmHeartbeat,
 )  # fmt: skip
 """What a peer may say again; a second handshake would be a mistake of its own."""
 
@@ -64,6 +72,8 @@ class Tap:
         self._text = bytearray()
         self.says_twice: Callable[[], None] | None = None
         """Is told, once, that the next message which may be was said twice."""
+        self.twice: tuple[type, ...] = MAY_COME_TWICE
+        """One of these has to be in that message."""
 
     def put(self, data: bytes) -> bytes | None:
         """Take what is sent; return what is to be said once more."""
@@ -83,6 +93,7 @@ class Tap:
             # Said again it has to come next, so nothing of another message may be out.
             is_whole = raw[0] == 0x80 | _TEXT
             may_be = is_whole and all(isinstance(each, MAY_COME_TWICE) for each in frames)
+            may_be = may_be and any(isinstance(each, self.twice) for each in frames)
             if self.says_twice is not None and may_be and not self._buffer:
                 told, self.says_twice = self.says_twice, None
                 told()

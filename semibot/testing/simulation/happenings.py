@@ -82,6 +82,16 @@ class RunBegins:
 
 
 @attrs.frozen(kw_only=True)
+class RunWorks:
+    """Something is done for a run, by its adapter or by a program that this has started."""
+
+    run_id: str
+    """The run."""
+    life: Life
+    """The VM."""
+
+
+@attrs.frozen(kw_only=True)
 class RunRests:
     """An adapter has left a run."""
 
@@ -97,6 +107,8 @@ class CancelAnswered:
 
     session_id: str
     """The session."""
+    asked: str | None
+    """The run that was to be cancelled; None means the one under way."""
     receipt: Mapping[str, object]
     """What it says."""
 
@@ -173,6 +185,7 @@ Happening: TypeAlias = (
     | Said
     | Dialled
     | RunBegins
+    | RunWorks
     | RunRests
     | CancelAnswered
     | CancelPending

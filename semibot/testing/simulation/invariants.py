@@ -63,7 +63,7 @@ INVARIANTS: Final[Mapping[str, Callable[[World], Invariant]]] = {
 
 PROMISES: Final[Mapping[str, str]] = {
     "gapless": "what a reader is shown has no gap and no duplicate; it may jump by resync only",
-    "one_meaning": "no event id means two things, for readers or in the store",
+    "one_meaning": "no event id means two things, on links, for readers or in the store",
     "one_terminal": "a run has exactly one terminal event, and it is the run's last event",
     "same_for_all": "in the end every reader was shown what is stored",
     "same_view": "what a page shows after resync is the conversation that is stored",
@@ -85,7 +85,8 @@ PROMISES: Final[Mapping[str, str]] = {
     "nothing_left": "a process that ended has closed its connections",
     "no_failure": "no error but those of the faults: no crash, no 5xx, no ERROR in a log",
     "too_small": "there were at least 3 sessions, 5 runs, 200 events and 2 readers",
-    "within_limits": "the simulation ended before its caps on time and on happenings",
+    "comes_to_an_end": "it ended before its caps on simulated time and on what may happen",
+    "within_limits": "it did not keep this machine busy for longer than it may",
 }
 """What each of them says."""
 

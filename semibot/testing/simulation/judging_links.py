@@ -18,13 +18,14 @@ if TYPE_CHECKING:
     from .links import Link
     from .world import World
 
-BEAT_WITHIN: Final = 12.0
-"""Longest time between two heartbeats of a VM, in seconds: 10 and what the loop takes."""
+BEAT_WITHIN: Final = 11.0
+"""Longest time between two heartbeats of a VM, in seconds: 10, and one that the words before it
+may take on a slow network."""
 
-NOTICED_WITHIN: Final = 32.0
-"""Longest silence until an end gives a link up, in seconds: 31, seen by a look every second."""
+NOTICED_WITHIN: Final = 31.0
+"""Longest silence until an end gives a link up, in seconds."""
 
-CLOSED_WITHIN: Final = 6.0
+CLOSED_WITHIN: Final = 5.0
 """What saying goodbye may take where nothing goes out any more, in seconds."""
 
 REPLACED_WITHIN: Final = 8.0

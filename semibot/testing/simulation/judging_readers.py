@@ -6,9 +6,10 @@ import json
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, ClassVar, cast, final
 
+from semibot.wire.frames import SseEvent
 from semibot.wire.sse import EventId
 
-from .happenings import Finished, Happening, Read, RunRead
+from .happenings import Finished, Happening, Read, RunRead, Said
 from .people import TERMINAL
 
 if TYPE_CHECKING:
@@ -57,49 +58,60 @@ def _follows(before: EventId, this: EventId) -> bool:
 
 @final
 class OneMeaning:
-    """No event id means two things."""
+    """No event id means two things, whoever says, shows or stores it."""
 
     name: ClassVar[str] = "one_meaning"
-    wants: ClassVar[tuple[type, ...]] = (Read, Finished)
+    wants: ClassVar[tuple[type, ...]] = (Said, Read, Finished)
 
     def __init__(self, world: World) -> None:
         self._world = world
-        self._meaning: dict[tuple[str, EventId], tuple[str, str, str]] = {}
+        self._meaning: dict[tuple[str, EventId], tuple[str, str]] = {}
+        self._shown_as: dict[tuple[str, EventId], str] = {}
 
     def take(self, what: Happening) -> None:
         """Take note of a happening, and look whether all is well."""
         match what:
             case Read(event={"type": kind}) if kind != "resync":
-                self._compare(what)
+                self._take_read(what)
+            case Said(is_from_host=False, frames=frames, link=link):
+                for frame in frames:
+                    if isinstance(frame, SseEvent) and frame.term and frame.seq:
+                        this = EventId(frame.term, frame.seq)
+                        self._compare(frame.session_id, this, _text_of(frame.data), link.vm)
             case Finished():
                 self._compare_with_store()
             case _:
                 pass
 
-    def _compare(self, read: Read) -> None:
+    def _take_read(self, read: Read) -> None:
         text = json.dumps(read.event, sort_keys=True)
-        known = self._meaning.setdefault((read.session_id, read.id), (read.name, text, read.who))
-        if known[:2] != (read.name, text):
+        self._compare(read.session_id, read.id, text, read.who)
+        known = self._shown_as.setdefault((read.session_id, read.id), read.name)
+        if known != read.name:
+            self._world.violate(
+                self.name, f"{read.id} of {read.session_id[:6]} is a {known} and a {read.name}"
+            )
+
+    def _compare(self, session_id: str, this: EventId, text: str, who: str) -> None:
+        known, by = self._meaning.setdefault((session_id, this), (text, who))
+        if known != text:
             self._world.violate(
                 self.name,
-                f"{read.id} of {read.session_id[:6]} is two events:"
-                f"\n  {known[2]}: {known[1][:200]}\n  {read.who}: {text[:200]}",
+                f"{this} of {session_id[:6]} is two events:"
+                f"\n  {by}: {known[:200]}\n  {who}: {text[:200]}",
             )
 
     def _compare_with_store(self) -> None:
         for session, term, seq, data in self._world.rows(
             "SELECT session_id, term, seq, data FROM events ORDER BY session_id, seq"
         ):
-            seen = self._meaning.get((str(session), EventId(int(str(term)), int(str(seq)))))
-            if seen is None:
-                continue
-            text = json.dumps(json.loads(str(data)), sort_keys=True)
-            if seen[1] != text:
-                where = f"{term}-{seq} of {str(session)[:6]}"
-                self._world.violate(
-                    self.name,
-                    f"{where} is stored as {text[:200]}\n  but {seen[2]} saw {seen[1][:200]}",
-                )
+            this = EventId(int(str(term)), int(str(seq)))
+            if (str(session), this) in self._meaning:
+                self._compare(str(session), this, _text_of(str(data)), "the store")
+
+
+def _text_of(data: str) -> str:
+    return json.dumps(json.loads(data), sort_keys=True)
 
 
 @final

@@ -82,8 +82,8 @@ class RunsGoOn:
             case RunBegins(run_id=run_id, life=life):
                 self._begun[run_id] = life
             case RunRests(run_id=run_id, life=life):
-                if life.ask_to_stop.is_set():
-                    self._excused.add(run_id)
+                if life.ask_to_stop.is_set() or life.kind in self._world.processes.doubled:
+                    self._excused.add(run_id)  # stopped, or by the VM that took its place
             case Tick():
                 for life in self._world.processes.everyone:
                     self._watch(life)
@@ -101,6 +101,8 @@ class RunsGoOn:
             self._excused.add(life.name)
         if life.is_link_up():
             self._down_since.pop(life.name, None)
+        elif life.is_alive and life.ask_to_stop.is_set():
+            self._excused.add(life.name)  # it ends without a host to tell its last words to
         elif now - self._down_since.setdefault(life.name, now) > LONGEST_OUTAGE:
             self._excused.add(life.name)
 
@@ -147,7 +149,11 @@ class CancelWorks:
                 self._running.pop(run_id, None)
             case Posted(session_id=session_id, run_id=run_id):
                 self._session_of[run_id] = session_id
-            case CancelAnswered(session_id=session_id, receipt=receipt):
+            case CancelAnswered(session_id=session_id, asked=asked, receipt=receipt):
+                if asked not in {None, receipt.get("run_id")}:
+                    self._world.violate(
+                        self.name, f"who cancels run {str(asked)[:6]} is answered with {receipt}"
+                    )
                 self._check_receipt(session_id, receipt)
             case CancelPending(run_id=run_id, since=since):
                 self._check(run_id, since, "was cancelled")

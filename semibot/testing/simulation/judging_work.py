@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Final, final
 
 import trio
 
-from semibot.wire.frames import FireAndForget, HostAck
+from semibot.wire.frames import Cancelled, FireAndForget, HostAck
 
 from .database import rows_of, stored_ends
 from .happenings import (
@@ -19,6 +20,7 @@ from .happenings import (
     Posted,
     RunBegins,
     RunRests,
+    RunWorks,
     Said,
     Tick,
 )
@@ -94,37 +96,55 @@ class SilentAfterReceipt:
     """After a receipt nothing works on its run, except what it lists."""
 
     name: ClassVar[str] = "silent_after_receipt"
-    wants: ClassVar[tuple[type, ...]] = (RunBegins, RunRests, CancelAnswered)
+    wants: ClassVar[tuple[type, ...]] = (RunBegins, RunWorks, RunRests, Said, CancelAnswered)
 
     def __init__(self, world: World) -> None:
         self._world = world
         self._running: dict[str, Life] = {}
         self._over: set[str] = set()
+        self._told: set[str] = set()
 
     def take(self, what: Happening) -> None:
         """Take note of a happening, and look whether all is well."""
         match what:
             case RunBegins(run_id=run_id, life=life):
                 if run_id in self._over:
-                    self._world.violate(self.name, f"run {run_id[:6]} begins after its receipt")
+                    self._violate(run_id, "begins after its receipt")
                 self._running[run_id] = life
+            case RunWorks(run_id=run_id, life=life):
+                if run_id in self._over and life.is_alive:
+                    self._violate(run_id, "does something after its receipt")
             case RunRests(run_id=run_id, life=life):
                 if self._running.get(run_id) is life:
                     del self._running[run_id]
+            case Said(is_from_host=False, frames=frames):
+                for frame in frames:
+                    if isinstance(frame, Cancelled):
+                        self._take_receipt(frame.receipt)
             case CancelAnswered(receipt=receipt):
-                # Without an outcome: the session is deleted, and its VM is told to stop it.
-                is_whole = not receipt.get("vm_lost") and not receipt.get("abandoned")
-                if not is_whole or receipt.get("outcome") is None:
-                    return
-                run_id = str(receipt.get("run_id"))
-                self._over.add(run_id)
-                still = self._running.get(run_id)
-                if still is not None and still.is_alive:
-                    self._world.violate(
-                        self.name, f"run {run_id[:6]} still works after its receipt {receipt}"
-                    )
+                self._take_receipt(receipt)
             case _:
                 pass
+
+    def _take_receipt(self, receipt: Mapping[str, object]) -> None:
+        is_whole = not receipt.get("vm_lost") and not receipt.get("abandoned")
+        outcome = receipt.get("outcome")
+        # Without an outcome: the session is deleted, and its VM is told to stop it. A run that had
+        # failed before anybody cancelled it was stopped by nobody's receipt: its bridge may still
+        # clean up, and its VM may not know yet.
+        had_failed = receipt.get("already") and outcome not in {"completed", "cancelled"}
+        if not is_whole or outcome is None or had_failed:
+            return
+        run_id = str(receipt.get("run_id"))
+        self._over.add(run_id)
+        still = self._running.get(run_id)
+        if still is not None and still.is_alive:
+            self._violate(run_id, f"still works after its receipt {receipt}")
+
+    def _violate(self, run_id: str, text: str) -> None:
+        if run_id not in self._told:
+            self._told.add(run_id)
+            self._world.violate(self.name, f"run {run_id[:6]} {text}")
 
 
 @final

@@ -9,7 +9,7 @@ import trio
 
 from semibot.wire.frames import Auth, Init, ResumeResponse, VmHeartbeat
 
-from .frames import Frame, Tap
+from .frames import COMMANDS, Frame, Tap
 from .network import Connection
 
 
@@ -35,6 +35,8 @@ class Link:
         """When the host answered ``resume``, on Trio's clock."""
         self.beat_at: float | None = None
         """When the VM last said a heartbeat, on Trio's clock."""
+        self.commanded_at: float | None = None
+        """When the host last told the VM to do something, on Trio's clock."""
         self.vm_closed_at: float | None = None
         """When the VM said goodbye, on Trio's clock."""
         self.host_closed_at: float | None = None
@@ -67,6 +69,8 @@ class Link:
     def _note(self, frames: Sequence[Frame]) -> None:
         now = trio.current_time()
         for frame in frames:
+            if isinstance(frame, COMMANDS):
+                self.commanded_at = now
             match frame:
                 case VmHeartbeat():
                     self.beat_at = now

@@ -128,13 +128,14 @@ class Speaker:
         world = self._world
         named = self._random.random() < 0.5
         runs = world.runs_of(session_id)
-        body: JsonObject = {"run_id": self._random.choice(runs)} if named and runs else {}
+        run_id = self._random.choice(runs) if named and runs else None
+        body: JsonObject = {} if run_id is None else {"run_id": run_id}
         path = f"/api/v1/chat/sessions/{session_id}/cancel"
         since = trio.current_time()
         status, data = await self._browser.ask("POST", path, body)
         world.trace.note("cancel", status, str(data.get("outcome")))
         if status == 200:
-            world.tell(CancelAnswered(session_id=session_id, receipt=data))
+            world.tell(CancelAnswered(session_id=session_id, asked=run_id, receipt=data))
         elif status == 202:
             world.tell(CancelPending(run_id=str(data.get("run_id")), since=since))
         elif status not in {0, -1, 404, 503}:

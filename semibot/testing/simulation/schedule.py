@@ -52,6 +52,7 @@ class Schedule:
     def __init__(self, world: World) -> None:
         self._world = world
         self._faults = faults_named(world.plan.faults)
+        self._is_all_answered = True
 
     async def run(self) -> None:
         """Live through all of it."""
@@ -176,24 +177,26 @@ class Schedule:
                 for index in range(new):
                     user = world.users[index % len(world.users)]
                     nursery.start_soon(self._insist, user, "/api/v1/chat/start", f"new-{index}")
-            if not self._lacks():
+            if not self._is_all_answered or not self._lacks():
                 return
 
     async def _insist(self, user: str, path: str, name: str) -> None:
         world = self._world
         browser = Browser(world, user, f"last of {name}")
         status, end, refusals = 0, None, 0
-        for attempt in range(30):  # the VM may still be waiting to dial again
-            with trio.move_on_after(60):
-                key = f"last-{attempt // 5}-{refusals}-{name}"
-                status, end = await self._ask(browser, user, path, key)
-            world.trace.note("last", name, attempt, status, end)
-            if end == "TOO_MANY_SESSIONS":  # the others have not been put aside yet
-                refusals += 1
-            elif status not in {0, 503}:
-                break
-            await trio.sleep(5)
+        with trio.move_on_after(SETTLED_WITHIN):
+            for attempt in range(30):  # the VM may still be waiting to dial again
+                with trio.move_on_after(60):
+                    key = f"last-{attempt // 5}-{refusals}-{name}"
+                    status, end = await self._ask(browser, user, path, key)
+                world.trace.note("last", name, attempt, status, end)
+                if end == "TOO_MANY_SESSIONS":  # the others have not been put aside yet
+                    refusals += 1
+                elif status not in {0, 503}:
+                    break
+                await trio.sleep(5)
         if end != "execution_complete":  # a late cancel may have met it
+            self._is_all_answered = False
             world.violate("settles", f"{name}: the last message is not answered: {status} {end}")
 
     async def _ask(

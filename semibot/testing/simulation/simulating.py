@@ -34,6 +34,12 @@ BUSY: Final = 20.0
 OTHERS: Final = 10.0
 """How many times that it may take in all, as there may be others on the machine."""
 
+LATE: Final = "adapter did not stop"
+"""Event of the log that says that an adapter did not use the time that it had."""
+
+STOPS_WITHIN: Final = 15.0
+"""How much time an adapter has, and a bit, in seconds: ``run.cancel_grace`` is 10."""
+
 MEMORY_DISK: Final = Path("/dev/shm")  # noqa: S108 - a new directory is made there
 """Where disks are simulated, if there is such a thing."""
 
@@ -128,7 +134,7 @@ def _run(world: World, schedule: Schedule, limit: float) -> float:
             with trio.move_on_after(world.plan.faulty + LONGEST_PAUSE) as scope:
                 await schedule.run()
             if scope.cancelled_caught:
-                world.violate("within_limits", "the simulation does not end")
+                world.violate("comes_to_an_end", "the simulation does not end")
         ended_at = trio.current_time()
 
     with seeded_scheduler(world.seed, _is_frozen), _alarm(limit * OTHERS):
@@ -166,7 +172,7 @@ class _Stopwatch(trio.abc.Instrument):
     def after_task_step(self, task: trio.lowlevel.Task) -> None:
         self._steps += 1
         if self._steps % 1000 == 0 and time.process_time() > self._until:
-            self._world.give_up("it takes too long")
+            self._world.give_up("it takes too long", "within_limits")
 
 
 @contextlib.contextmanager
@@ -235,16 +241,24 @@ class _Logs(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         fields = record.__dict__.get("semibot", {})
         name = str(fields.get("process", "?"))
-        processes = self._world.processes
-        is_alive = any(each.name == name for each in processes.everyone)
+        living = self._world.processes.everyone
+        is_alive = any(each.name == name for each in living)
         if self._show is not None:
             sign = "" if is_alive else " (dead)"
             now = trio.current_time() if trio.lowlevel.in_trio_run() else -1.0
             self._show(f"{now:.3f} {record.levelname} {name}{sign} {record.getMessage()}")
-        is_expected = fields.get("event") in self._world.expected_errors
+        event = fields.get("event")
+        is_expected = event in self._world.expected_errors
+        if event == LATE:
+            is_expected |= any(each.name == name and _has_stood_still(each) for each in living)
         if record.levelno >= logging.ERROR and (is_alive or name == "?") and not is_expected:
             exc = record.exc_info[1] if record.exc_info else None
             self._world.violate("no_failure", f"ERROR {name}: {record.getMessage()}", exc)
+
+
+def _has_stood_still(life: Life) -> bool:
+    """Return whether a process stood still lately: then its adapters had no time to stop."""
+    return life.frozen_until > 0.0 and trio.current_time() - life.frozen_until < STOPS_WITHIN
 
 
 @contextlib.contextmanager

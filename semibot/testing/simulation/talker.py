@@ -2,7 +2,7 @@
 
 ``say COUNT DELAY SIZE WORK`` says COUNT chunks of SIZE letters with DELAY seconds between
 them; ``a`` in WORK reports something to the host, ``r`` asks it something, ``c`` takes its time
-to clean up when it is cancelled.
+to clean up when it is cancelled, and says and does something meanwhile.
 """
 
 from __future__ import annotations
@@ -18,11 +18,14 @@ from semibot.lifetimes import grace
 from semibot.session import ActiveRun, Adapter, AdapterContext, AdapterFactory
 from semibot.wire.events import TextChunk
 
-from .happenings import Answered, Asked
+from .happenings import Answered, Asked, RunWorks
 from .lives import Life
 
 CLEAN_UP: Final = 1.5
 """How long that takes, in seconds."""
+
+STEPS: Final = 5
+"""In so many steps."""
 
 
 def talker_of(life: Life) -> AdapterFactory:
@@ -47,19 +50,29 @@ class _Talker(Adapter):
             await self._say(run, int(count), float(delay), int(size), work)
         except trio.Cancelled:
             if "c" in work:
-                with grace("run.cancel_grace", CLEAN_UP):
-                    await trio.sleep_forever()
+                with grace("run.cancel_grace", CLEAN_UP + 1.0):
+                    await self._clean_up(run)
             raise
         await run.complete()
 
     async def _say(self, run: ActiveRun, count: int, delay: float, size: int, work: str) -> None:
         for index in range(count):
             await trio.sleep(delay)
+            self._work_on(run)
             await run.emit(TextChunk(content=f"{run.id[:6]}.{index} ".ljust(size, "x")))
             if index == 0 and "a" in work:
                 await self._report(run)
             if index == 1 and "r" in work:
                 await self._ask()
+
+    async def _clean_up(self, run: ActiveRun) -> None:
+        for step in range(STEPS):
+            await trio.sleep(CLEAN_UP / STEPS)
+            self._work_on(run)
+            await run.emit(TextChunk(content=f"{run.id[:6]} clean-up {step} "))
+
+    def _work_on(self, run: ActiveRun) -> None:
+        self._life.world.tell(RunWorks(run_id=run.id, life=self._life))
 
     async def _report(self, run: ActiveRun) -> None:
         life, context = self._life, self._context

@@ -156,10 +156,10 @@ class World:
         self.trace.note("violation", invariant)
         self.trace.remark("violation", invariant, text)
 
-    def give_up(self, reason: str) -> None:
-        """End the simulation, because it passes a cap."""
+    def give_up(self, reason: str, promise: str = "comes_to_an_end") -> None:
+        """End the simulation, because it passes the cap of a promise."""
         if not self.scope.cancel_called:
-            self.violate("within_limits", reason)
+            self.violate(promise, reason)
             self.scope.cancel(reason)
 
     def hit(self, kind: str) -> None:
