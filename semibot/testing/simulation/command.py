@@ -43,15 +43,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     output = _Output()
     with _ctrl_c() as is_interrupted:
-        status = _run(options, output.say, is_interrupted)
-    if not output.flush():
+        status = _run(options, output, is_interrupted)
+    if not output.is_well():
         return 2
     return INTERRUPTED if is_interrupted() else status
 
 
-def _run(
-    options: argparse.Namespace, say: Callable[[str], None], is_interrupted: Callable[[], bool]
-) -> int:
+def _run(options: argparse.Namespace, output: _Output, is_interrupted: Callable[[], bool]) -> int:
+    say = output.say
     if options.list:
         _list(say)
         return 0
@@ -67,7 +66,9 @@ def _run(
                 reports.append(report)
                 for violation in report.violations:
                     _say_violation(violation, say)
-                if (report.violations and options.stop_at_first) or is_interrupted():
+                if report.violations and options.stop_at_first:
+                    break
+                if is_interrupted() or output.error is not None:
                     break
     if options.show is not None and not options.json:
         say(str(attrs.evolve(reports[0], violations=())))
@@ -92,8 +93,8 @@ def _parser() -> argparse.ArgumentParser:
     promises = partial(_names, list(PROMISES), "invariant")
     add("--without", type=promises, default=(), metavar="NAMES", help="invariants, separated by "
         "commas, that are not looked at")  # fmt: skip
-    add("--busy-limit", type=_amount, metavar="S", help="how long a seed may keep a processor "
-        "busy, in seconds")  # fmt: skip
+    add("--busy-limit", type=_amount, metavar="S", help="seconds for which a seed may keep a "
+        "processor busy; 0, the default, means 20, and 2 for each minute")  # fmt: skip
     add("--stop-at-first", action="store_true", help="stop at the first seed with a violation")
     add("--show", type=int, metavar="SEED", help="tell all that happens in this one seed")
     add("--list", action="store_true", help="list faults and invariants")
@@ -203,25 +204,26 @@ class _Output:
     """
 
     def __init__(self) -> None:
-        self._error: OSError | None = None
+        self.error: OSError | None = None
+        """Why lines are dropped."""
 
     def say(self, line: str) -> None:
         """Write a line."""
-        if self._error is None:
+        if self.error is None:
             try:
                 print(line, flush=True)
             except OSError as exc:
-                self._error = exc
+                self.error = exc
 
-    def flush(self) -> bool:
-        """Return whether every line has been written, or was not wanted any more."""
-        if self._error is None:
+    def is_well(self) -> bool:
+        """Return whether every line has been written, or nobody wanted more."""
+        if self.error is None:
             return True
         with contextlib.suppress(OSError), open(os.devnull, "wb") as nowhere:  # noqa: PTH123
             os.dup2(nowhere.fileno(), 1)  # or Python would complain at its end
-        if isinstance(self._error, BrokenPipeError):
+        if isinstance(self.error, BrokenPipeError):
             return True
-        sys.stderr.write(f"simulate: cannot write: {self._error}\n")
+        sys.stderr.write(f"simulate: cannot write: {self.error}\n")
         return False
 
 
