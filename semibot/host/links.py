@@ -434,9 +434,9 @@ class Links:
             now = trio.current_time()
             self.standstill.look(now)
             missed = self.standstill.missed  # a host that does not run cannot be dialled
-            for vm_id, (_, since) in tuple(self._down.items()):
+            for vm_id, (user_id, since) in tuple(self._down.items()):
                 if now >= since + lost_after + missed(since):
-                    await self._give_up(vm_id)
+                    await self._give_up(vm_id, user_id, since)
             due = [since + lost_after + missed(since) for _, since in self._down.values()]
             # Unbounded on purpose while no VM is down.
             with trio.CancelScope(deadline=min(due, default=math.inf)):
@@ -451,15 +451,15 @@ class Links:
                 log.warning("VMs could not be read", error=str(exc))
             await trio.sleep(RETRY_SECONDS)
 
-    async def _give_up(self, vm_id: str) -> None:
-        user_id, since = self._down[vm_id]
+    async def _give_up(self, vm_id: str, user_id: str, since: float) -> None:
         try:
             async with self._lock(user_id):
+                # It may have come, and gone again, while others were given up.
                 if self._down.get(vm_id) == (user_id, since):
                     await self._lose_silent(vm_id, user_id)
         except (StoreError, DeadlineExceeded) as exc:
             log.warning("VM could not be given up", vm_id=vm_id, error=str(exc))
-            if vm_id in self._down:  # try again soon
+            if self._down.get(vm_id) == (user_id, since):  # try again soon
                 again = trio.current_time() - self.deadlines.vm_lost_after + RETRY_SECONDS
                 self._down[vm_id] = (user_id, again)
 
@@ -468,7 +468,7 @@ class Links:
             rows = await self.store.active_vms()
         row = next((row for row in rows if row.id == vm_id), None)
         if row is None:  # history
-            del self._down[vm_id]
+            self._down.pop(vm_id, None)
             return
         is_starting = row.status in {"starting", "provisioning"}  # a new process of the row
         await self._lose(

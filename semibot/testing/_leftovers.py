@@ -16,7 +16,6 @@ import time
 import warnings
 from collections.abc import Generator, Iterator, Mapping
 from contextlib import contextmanager
-from operator import attrgetter
 from pathlib import Path
 from typing import Final
 
@@ -127,11 +126,6 @@ def _threads_after(before: Belongings, allowed: int) -> frozenset[int]:
 
 # --- tasks -----------------------------------------------------------------------------
 
-# Trio says nowhere in public which scopes a task is in.
-_status_of: Final = attrgetter("_cancel_status")
-_scope_of: Final = attrgetter("_scope")
-_outer_of: Final = attrgetter("_parent")
-
 
 def tasks_below(root: trio.lowlevel.Task | None) -> Iterator[trio.lowlevel.Task]:
     """Return *root* and all tasks of its nurseries, and of theirs."""
@@ -141,16 +135,6 @@ def tasks_below(root: trio.lowlevel.Task | None) -> Iterator[trio.lowlevel.Task]
     for nursery in root.child_nurseries:
         for task in nursery.child_tasks:
             yield from tasks_below(task)
-
-
-def scopes_around(task: trio.lowlevel.Task) -> list[trio.CancelScope]:
-    """Return the scopes that *task* is in, from the inside to the outside, nurseries' too."""
-    found: list[trio.CancelScope] = []
-    status: object = _status_of(task)
-    while status is not None:
-        found.append(_scope_of(status))
-        status = _outer_of(status)
-    return found
 
 
 # --- what Python complains about -------------------------------------------------------

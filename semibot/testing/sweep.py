@@ -2,9 +2,9 @@
 
 A step is what one task does between two checkpoints. The scenario runs once for every
 ``k``, each time on a fresh Trio loop, and its scope is cancelled just before the ``k``-th
-step, until it gets through without being reached. The other sweep breaks a stream at its
-``k``-th use. All of that is done for each seed, which decides the order in which Trio runs
-tasks.
+step or just after it, until it gets through without being reached. The other sweep breaks a
+stream at its ``k``-th use. All of that is done for each seed, which decides the order in which
+Trio runs tasks.
 """
 
 from __future__ import annotations
@@ -28,15 +28,17 @@ from ._leftovers import (
     find_leftovers,
     heard_complaints,
     only_new_garbage,
-    scopes_around,
     take_stock,
     tasks_below,
 )
 from .faulty import FaultPlan, follow
-from .scheduling import seeded_scheduler
+from .scheduling import scopes_around, seeded_scheduler
 
 MAX_STEPS: Final = 5000
 """Most steps of a scenario; one that takes more does not end."""
+
+MOST_STEPS_IN_ALL: Final = 100_000
+"""Most steps that one run takes, what is around the scenario included; more never wait."""
 
 HANGS_AFTER: Final = 3600.0
 """After how long a run counts as hanging, in seconds of the mock clock."""
@@ -121,11 +123,15 @@ def cut_here() -> Generator[trio.CancelScope]:
 
 @final
 class _CancelAt(trio.abc.Instrument):
-    """Cancels before a step; counts the steps of blocks only, if the scenario has any."""
+    """Cancels before a step or after it; counts the steps of blocks only, if there are any.
 
-    def __init__(self, step: int, *, blocks_only: bool) -> None:
+    Before a step the task has got what it waited for; after it, it waits again.
+    """
+
+    def __init__(self, step: int, *, blocks_only: bool, is_late: bool = False) -> None:
         self.step = step
         self.blocks_only = blocks_only
+        self.is_late = is_late
         self.count = 0
         self.count_in_blocks = 0
         self.cancelled: _Part | None = None
@@ -142,9 +148,35 @@ class _CancelAt(trio.abc.Instrument):
         self.count += 1
         if self.count == self.step:
             self.cancelled = part
+            self.where = task.name.rpartition(".")[2] + (", late" if self.is_late else "")
+            if not self.is_late:
+                self._cancel(part)
+
+    def after_task_step(self, task: trio.lowlevel.Task) -> None:
+        if self.is_late and self.count == self.step and self.cancelled is not None:
+            self._cancel(self.cancelled)
+
+    def _cancel(self, part: _Part) -> None:
+        if not part.scope.cancel_called:
             self.cancelled_at = trio.current_time()
-            self.where = task.name.rpartition(".")[2]
             part.scope.cancel(f"step {self.step}")
+
+
+@final
+class _Cap(trio.abc.Instrument):
+    """Ends a run that goes on and on without waiting, so that its clock stands still."""
+
+    def __init__(self, run: _Run) -> None:
+        self._run = run
+        self._count = 0
+
+    def after_task_step(self, task: trio.lowlevel.Task) -> None:
+        self._count += 1
+        if self._count == MOST_STEPS_IN_ALL:
+            self._run.problems.append(f"does not wait: takes more than {self._count} steps")
+            scope = self._run.whole.scope
+            _end(set(tasks_below(trio.lowlevel.current_root_task())), scope)
+            scope.cancel("a sweep gives up")
 
 
 # --- one run -----------------------------------------------------------------------------
@@ -170,7 +202,8 @@ class _Run:
         """Run the scenario on a fresh loop and look at what it leaves."""
         before = take_stock()
         clock = trio.testing.MockClock(autojump_threshold=0) if self.mock_clock else None
-        instruments = [] if instrument is None else [instrument]
+        instruments: list[trio.abc.Instrument] = [_Cap(self)]
+        instruments += [] if instrument is None else [instrument]
         with heard_complaints() as complaints, seeded_scheduler(self.seed):
             try:
                 trio.run(self._main, plan, clock=clock, instruments=instruments)
@@ -269,6 +302,8 @@ def cancel_everywhere(
 ) -> SweepReport:
     """Cancel *scenario* at its first step, its second, and so on, until it gets through.
 
+    At each of them it is cancelled once just before the step, when its task has got what it
+    waited for, and once just after it, when the task has begun to wait for the next.
     After each run there must be no exception but the cancellation; no task, descriptor,
     child (zombies and adopted grandchildren too) or thread that was not there before; no
     ``ResourceWarning``, ``RuntimeWarning`` or exception that nobody could catch; and nothing
@@ -282,7 +317,7 @@ def cancel_everywhere(
         within: Longest that an ending may take after its cancel, in seconds of the
             scenario's clock; None leaves it to the caller to look at ``longest``.
         at_most: About how many steps are tried with each seed, for a test that has to be
-            short: every second one, or third. None tries all.
+            short: every second one, or third, before and after in turn. None tries all.
         threads: How many threads a run may leave: those that it abandons on purpose.
         grandchildren: Whether this process adopts grandchildren that lose their parent, so
             that they are seen; False for a scenario that kills a parent itself.
@@ -313,8 +348,8 @@ def cancel_everywhere(
             play(seed, first)
             has_blocks = first.count_in_blocks > 0
             total = first.count_in_blocks if has_blocks else first.count
-            for step in _chosen(seed, total, at_most):
-                instrument = _CancelAt(step, blocks_only=has_blocks)
+            for step, is_late in _chosen(seed, total, at_most, both=True):
+                instrument = _CancelAt(step, blocks_only=has_blocks, is_late=is_late)
                 play(seed, instrument)
                 if instrument.cancelled is None:
                     break
@@ -385,8 +420,8 @@ def fail_everywhere(
             errors[seed] = 0
             first = FaultPlan(0, is_late=False)  # there is no operation 0
             play(seed, first)
-            for target in _chosen(seed, first.count, at_most):
-                plan = FaultPlan(target, is_late=bool((target + seed) % 2))
+            for target, is_late in _chosen(seed, first.count, at_most, both=False):
+                plan = FaultPlan(target, is_late=is_late)
                 play(seed, plan)
                 if plan.count < target:
                     break
@@ -399,19 +434,32 @@ def fail_everywhere(
     )
 
 
-def _chosen(seed: int, total: int, at_most: int | None) -> Iterator[int]:
-    """Return which steps are tried: all, and one more, or about *at_most* of *total*.
+def _chosen(
+    seed: int, total: int, at_most: int | None, *, both: bool
+) -> Iterator[tuple[int, bool]]:
+    """Return which steps are tried, and whether late: all, or about *at_most* of *total*.
 
     How many there are may differ a little from run to run, so that the caller has to stop.
+
+    Args:
+        seed: Decides which are tried, and which of them late.
+        total: How many there are, about.
+        at_most: How many are tried; None means all.
+        both: Whether each is tried in both ways, unless that would be too many.
 
     Raises:
         SweepDidNotEnd: If there are too many.
     """
     stride = 1 if at_most is None else max(1, math.ceil(total / at_most))
-    for step in itertools.count(1 + seed % stride, stride):
-        if step > MAX_STEPS:
+    for index in itertools.count():
+        step = 1 + seed % stride + index * stride
+        if max(step, total) > MAX_STEPS:
             raise SweepDidNotEnd(f"the scenario takes more than {MAX_STEPS} steps")
-        yield step
+        # By number and not by step, or an even stride would have none of one kind.
+        is_late = (index + seed) % 2 == 0
+        yield step, is_late
+        if both and at_most is None:
+            yield step, not is_late
 
 
 def _adoption(is_wanted: bool) -> AbstractContextManager[None]:

@@ -397,6 +397,34 @@ async def test_a_vm_that_comes_back_in_time_is_not_lost(
         assert (await plane.store.get_run("r1")).outcome is None
 
 
+@pytest.mark.parametrize("goes_again", [False, True])
+async def test_a_vm_that_comes_while_another_is_given_up_is_not_lost(
+    tmp_path: Path, mock_clock: MockClock, goes_again: bool
+) -> None:
+    async with open_plane(tmp_path) as plane:
+        first = await started(plane)
+        await plane.external("bob")
+        await plane.say("hello", "s2", run="r2", user="bob")
+        second = await plane.up("boot-b", user="bob")
+        await second.hear("user_message")
+        for vm in (first, second):
+            vm.hang_up()
+            await vm.wait_closed()
+        plane.store.hangs = {"lose_vm"}
+        await pass_time(mock_clock, 121)
+        assert plane.store.calls.count("lose_vm") == 1  # the other one's turn has not come
+        sessions = {"s2": {"term": 1, "first_seq": 1, "last_seq": 0}}
+        again = await plane.up("boot-b", 2, user="bob", resume=sessions)
+        if goes_again:
+            again.hang_up()
+            await again.wait_closed()
+        plane.store.released.set()
+        await plane.quiet()
+        assert (await plane.store.get_run("r1")).outcome == "interrupted"
+        assert (await plane.store.get_run("r2")).outcome is None
+        assert plane.store.calls.count("lose_vm") == 1
+
+
 async def test_silence_is_counted_anew_from_the_start_of_the_host(
     tmp_path: Path, mock_clock: MockClock
 ) -> None:

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import json
+import signal
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
@@ -54,6 +58,67 @@ def test_faults_and_invariants_are_listed(capsys: pytest.CaptureFixture[str]) ->
     assert {fault.kind for fault in FAULTS} | set(PROMISES) <= set(words)
 
 
-def test_an_unknown_fault_is_refused() -> None:
-    with pytest.raises(SystemExit, match="no such faults: meteor"):
-        main(["simulate", "--faults", "meteor"])
+@pytest.mark.parametrize(
+    ("arguments", "what"),
+    [
+        (["--faults", "meteor"], "no such faults: meteor"),
+        (["--without", "gapless,luck"], "no such invariants: luck"),
+        (["--seeds", "0"], "'0' is not a number from 1 up"),
+        (["--seeds", "-3"], "'-3' is not a number from 1 up"),
+        (["--jobs", "two"], "'two' is not a number from 1 up"),
+        (["--minutes", "-1"], "'-1' is not a number from 0 up"),
+        (["--minutes", "nan"], "'nan' is not a number from 0 up"),
+        (["--busy-limit", "inf"], "'inf' is not a number from 0 up"),
+        (["--from", "first"], "invalid int value: 'first'"),
+    ],
+)
+def test_what_makes_no_sense_is_refused(
+    arguments: list[str], what: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main(["simulate", *arguments])
+    assert caught.value.code == 2
+    assert f"{arguments[0]}: {what}" in capsys.readouterr().err
+
+
+# --- as a program ---------------------------------------------------------------------
+
+COMMAND = (sys.executable, "-m", "semibot.testing", "simulate")
+ONE_SEED = ("--show", "1", "--minutes", "0.05", "--faults", "")
+
+
+def _start(*arguments: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [*COMMAND, *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+
+
+def test_ctrl_c_stops_after_the_seed_that_is_under_way() -> None:
+    with _start(*ONE_SEED) as program:
+        assert program.stdout is not None
+        assert program.stdout.readline().endswith("start host1\n")
+        program.send_signal(signal.SIGINT)
+        told, said = program.communicate()
+    assert program.returncode == 130
+    assert told.splitlines()[-1].startswith("SimulationReport(seed=1, violations=()")
+    assert said == "stops after the seeds under way; Ctrl-C again stops at once\n"
+
+
+def test_a_reader_that_has_seen_enough_is_no_fault_of_the_simulation() -> None:
+    with _start(*ONE_SEED) as program:
+        assert program.stdout is not None
+        program.stdout.readline()
+        program.stdout.close()
+        program.wait()
+        assert program.stderr is not None
+        assert program.stderr.read() == ""
+    assert program.returncode == 0
+
+
+def test_what_cannot_be_written_is_no_success() -> None:
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(
+            [*COMMAND, "--list"], stdout=full, stderr=subprocess.PIPE, text=True, check=False
+        )
+    assert done.returncode == 2
+    assert done.stderr == "simulate: cannot write: [Errno 28] No space left on device\n"

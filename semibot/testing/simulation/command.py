@@ -158,8 +158,12 @@ def _ctrl_c() -> Generator[Callable[[], bool]]:
 
 
 def _end_at_second_ctrl_c() -> None:
-    """Prepare a process of several: the first one tells others what to do."""
-    signal.signal(signal.SIGINT, lambda *_: signal.signal(signal.SIGINT, signal.SIG_DFL))
+    """Prepare a process of several: at the first one, others say what happens."""
+
+    def note(*_: object) -> None:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+    signal.signal(signal.SIGINT, note)
 
 
 @contextmanager

@@ -95,7 +95,8 @@ class HalfOpenNoticed:
                 (link.connection.client, link.vm_closed_at),
                 (link.connection.server, link.host_closed_at),
             ):
-                silence = now - self._heard_at(end)
+                # Before that the time for `auth` and `resume` bounds it.
+                silence = now - max(self._heard_at(end), link.live_at or 0.0)
                 says_goodbye = end.out.room > 0 and not end.out.is_refused
                 limit = NOTICED_WITHIN + (0.0 if says_goodbye else CLOSED_WITHIN)
                 if goodbye is None and silence > limit and end not in self._told:

@@ -102,6 +102,7 @@ class Schedule:
             await self._settle()
             await self._talk_once_more()
             people.cancel_scope.cancel("all is said")
+        await self._settle()  # somebody may have had the very last word
         await self._read_up()
 
     # --- faults -----------------------------------------------------------------------
