@@ -223,7 +223,11 @@ class _Engine:
         A host that was killed while it committed may have left a commit in the operating
         system's memory only. We see it, so it has to outlive a loss of power from now on. It is
         written again, because a system that has failed to write a page takes it for written.
+
+        If that fails, some of it may be gone that SQLite has just seen: it must not be moved into
+        the database as the connection is closed. The log is then read anew at the next opening.
         """
+        connection.config(apsw.SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, 1)
         connection.execute("BEGIN IMMEDIATE")  # so that nobody else writes to the log
         flags = apsw.SQLITE_OPEN_WAL | apsw.SQLITE_OPEN_READWRITE
         log_file = apsw.VFSFile(self._disk.sqlite_vfs or "", f"{self._path}-wal", [flags, 0])
@@ -235,6 +239,7 @@ class _Engine:
         finally:
             log_file.xClose()
             connection.execute("ROLLBACK")
+        connection.config(apsw.SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, 0)
 
     def connect_reader(self) -> _Reader:
         """Open a connection that cannot write."""

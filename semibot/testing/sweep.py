@@ -123,9 +123,9 @@ def cut_here() -> Generator[trio.CancelScope]:
 
 @final
 class _CancelAt(trio.abc.Instrument):
-    """Cancels before a step or after it; counts the steps of blocks only, if there are any.
+    """Cancels before a step or after one; counts the steps of blocks only, if there are any.
 
-    Before a step the task has got what it waited for; after it, it waits again.
+    Before a step the task has got what it waited for; after one it waits.
     """
 
     def __init__(self, step: int, *, blocks_only: bool, is_late: bool = False) -> None:
@@ -139,6 +139,14 @@ class _CancelAt(trio.abc.Instrument):
         self.where = ""
 
     def before_task_step(self, task: trio.lowlevel.Task) -> None:
+        if not self.is_late:
+            self._count(task)
+
+    def after_task_step(self, task: trio.lowlevel.Task) -> None:
+        if self.is_late:
+            self._count(task)
+
+    def _count(self, task: trio.lowlevel.Task) -> None:
         part = task.context.get(_part)
         if part is None:
             return
@@ -148,17 +156,8 @@ class _CancelAt(trio.abc.Instrument):
         self.count += 1
         if self.count == self.step:
             self.cancelled = part
-            self.where = task.name.rpartition(".")[2] + (", late" if self.is_late else "")
-            if not self.is_late:
-                self._cancel(part)
-
-    def after_task_step(self, task: trio.lowlevel.Task) -> None:
-        if self.is_late and self.count == self.step and self.cancelled is not None:
-            self._cancel(self.cancelled)
-
-    def _cancel(self, part: _Part) -> None:
-        if not part.scope.cancel_called:
             self.cancelled_at = trio.current_time()
+            self.where = task.name.rpartition(".")[2] + (", waiting" if self.is_late else "")
             part.scope.cancel(f"step {self.step}")
 
 

@@ -6,6 +6,8 @@ import json
 import signal
 import subprocess
 import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -122,3 +124,26 @@ def test_what_cannot_be_written_is_no_success() -> None:
         )
     assert done.returncode == 2
     assert done.stderr == "simulate: cannot write: [Errno 28] No space left on device\n"
+
+
+def _children_of(pid: int) -> set[int]:
+    children = Path(f"/proc/{pid}/task/{pid}/children")
+    return {int(each) for each in children.read_text(encoding="ascii").split()}
+
+
+def _wait_until(is_true: Callable[[], bool]) -> None:
+    """Wait for what nobody reports: the state of other processes."""
+    until = time.monotonic() + 30
+    while not is_true():
+        assert time.monotonic() < until, "it does not happen"
+        time.sleep(0.05)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
+def test_workers_end_with_a_command_that_is_killed() -> None:
+    program = _start("--seeds", "500", "--jobs", "2")
+    _wait_until(lambda: len(_children_of(program.pid)) >= 3)  # two, and Python's own helper
+    workers = _children_of(program.pid)
+    program.kill()
+    program.communicate()
+    _wait_until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in workers))

@@ -350,6 +350,52 @@ def test_no_acknowledged_commit_is_lost_wherever_it_crashes(place: Place, errors
     assert bool(place.faults) == errors
 
 
+async def reopen_badly(place: Place, seed: int) -> str:
+    """Kill a host in a commit, let its successor fail as it opens; return how the next one is."""
+    draw = random.Random(f"reopening {seed}")
+    disk = place.disk(seed)
+    left = draw.randrange(40, 200)
+    successors: list[SimulatedDisk] = []
+
+    def count_down(name: str) -> None:
+        nonlocal left
+        left -= 1
+        if left <= 0 and not successors and name.endswith("-wal"):
+            successors.append(place.kill(disk))
+
+    disk.before_operation = count_down
+    async with open_sqlite_store(
+        database(disk), ports=ports_on(disk), deadlines=Deadlines()
+    ) as store:
+        for name in ALL_NAMES:
+            await store.ensure_user(name, "o" * draw.choice([9, 9000]), vm_mode="local")
+    disk.before_operation = None
+    if not successors:
+        return "ok"
+    after = successors[0]
+
+    def fail_once(name: str) -> None:
+        if name.endswith("-wal"):  # which is written again
+            after.before_operation = None
+            after.fail_syncs(1)
+
+    after.before_operation = fail_once
+    with contextlib.suppress(StoreError, ConfigError):
+        async with open_sqlite_store(
+            database(after), ports=ports_on(after), deadlines=Deadlines()
+        ) as store:
+            await store.check()
+    after.heal()
+    with contextlib.closing(apsw.Connection(str(database(after)), vfs=after.sqlite_vfs)) as found:
+        return str(found.execute("PRAGMA integrity_check").fetchone()[0])
+
+
+def test_a_database_is_whole_after_a_host_that_could_not_open_it(place: Place) -> None:
+    found = {trio.run(reopen_badly, place, seed) for seed in range(CRASH_POINTS)}
+    assert found == {"ok"}
+    assert place.faults
+
+
 async def test_a_failed_sync_and_a_full_disk_are_told_and_nothing_of_it_is_stored(
     place: Place,
 ) -> None:

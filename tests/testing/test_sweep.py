@@ -71,6 +71,31 @@ def test_seeds_change_the_order_of_tasks_and_the_same_seed_gives_the_same() -> N
     assert len(set(got_through)) == 3
 
 
+def test_a_wait_is_cancelled_while_it_lasts_and_when_it_is_over() -> None:
+    ends: list[str] = []
+
+    async def wait(event: trio.Event) -> None:
+        end = "it waited"
+        with cut_here():
+            try:
+                await event.wait()
+                end = "it was over"
+                await trio.lowlevel.checkpoint()
+                end = "not at all"
+            finally:
+                ends.append(end)
+
+    async def scenario() -> None:
+        event = trio.Event()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(wait, event)
+            await trio.sleep(1)
+            event.set()
+
+    assert cancel_everywhere(scenario).problems == ()
+    assert set(ends) == {"it waited", "it was over", "not at all"}
+
+
 @pytest.mark.parametrize("seed", [0, 1, 2])
 def test_a_short_sweep_tries_steps_all_over_the_scenario(seed: int) -> None:
     at: list[float] = []
@@ -274,6 +299,21 @@ def test_a_scenario_without_end_is_refused(monkeypatch: pytest.MonkeyPatch) -> N
         cancel_everywhere(scenario)
 
 
+@pytest.mark.parametrize("shield", [False, True])
+def test_one_that_never_waits_is_seen_and_ended(
+    shield: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sweep_module, "MOST_STEPS_IN_ALL", 500)
+
+    async def scenario() -> None:
+        with trio.CancelScope(shield=shield):
+            while True:
+                await trio.lowlevel.checkpoint()
+
+    report = cancel_everywhere(scenario, at_most=2)
+    assert "seed 0, not cancelled: does not wait: takes more than 500 steps" in report.problems
+
+
 def test_old_garbage_is_not_blamed_on_the_scenario() -> None:
     frozen = gc.get_freeze_count()
     assert cancel_everywhere(two_tasks).problems == ()
@@ -367,6 +407,12 @@ def test_every_use_of_a_stream_is_broken_once() -> None:
 
 def test_a_short_sweep_breaks_only_some() -> None:
     assert fail_everywhere(Conversation(), at_most=2).errors == 2
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_a_short_sweep_breaks_some_before_and_some_after(seed: int) -> None:
+    report = fail_everywhere(Conversation(error=KeyError), seeds=[seed], at_most=2)
+    assert [", late)" in problem for problem in report.problems] == [seed == 0, seed == 1]
 
 
 def test_a_scenario_may_get_over_an_error() -> None:

@@ -11,6 +11,7 @@ import multiprocessing
 import os
 import signal
 import sys
+import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
@@ -157,13 +158,24 @@ def _ctrl_c() -> Generator[Callable[[], bool]]:
         signal.signal(signal.SIGINT, before)
 
 
-def _end_at_second_ctrl_c() -> None:
-    """Prepare a process of several: at the first one, others say what happens."""
+def _prepare_worker() -> None:
+    """Prepare a process of several: it ends with the command, however that ends.
+
+    At the first Ctrl-C the others say what happens; the second one ends it.
+    """
 
     def note(*_: object) -> None:
         signal.signal(signal.SIGINT, signal.SIG_DFL)
 
+    def follow() -> None:
+        command = multiprocessing.parent_process()
+        if command is not None:
+            command.join()
+        os._exit(1)
+
     signal.signal(signal.SIGINT, note)
+    # Killed, the command tells nobody, and workers would wait for seeds for ever.
+    threading.Thread(target=follow, daemon=True).start()
 
 
 @contextmanager
@@ -176,7 +188,7 @@ def _reports(options: argparse.Namespace) -> Generator[Iterator[SimulationReport
         return
     # Fresh ones, because a fork of a process with threads may hang.
     context = multiprocessing.get_context("spawn")
-    pool = ProcessPoolExecutor(options.jobs, context, initializer=_end_at_second_ctrl_c)
+    pool = ProcessPoolExecutor(options.jobs, context, initializer=_prepare_worker)
     try:
         yield pool.map(run, seeds)
     finally:

@@ -154,6 +154,14 @@ class Answered:
 
 
 @attrs.frozen(kw_only=True)
+class Stopping:
+    """A process is asked to stop."""
+
+    life: Life
+    """The process."""
+
+
+@attrs.frozen(kw_only=True)
 class Killed:
     """A process was killed."""
 
@@ -192,6 +200,7 @@ Happening: TypeAlias = (
     | Posted
     | Asked
     | Answered
+    | Stopping
     | Killed
     | Ended
     | Tick

@@ -25,8 +25,9 @@ may take on a slow network."""
 NOTICED_WITHIN: Final = 31.0
 """Longest silence until an end gives a link up, in seconds."""
 
-CLOSED_WITHIN: Final = 5.0
-"""What saying goodbye may take where nothing goes out any more, in seconds."""
+CLOSED_WITHIN: Final = 10.0
+"""What saying goodbye may take where nothing goes out any more, in seconds: a VM's end waits for
+``channel.close`` (5 s), and the host's server for ``http.stall_timeout`` (10 s)."""
 
 REPLACED_WITHIN: Final = 8.0
 """Longest that a host keeps a link after it let in the VM's next one, in seconds."""

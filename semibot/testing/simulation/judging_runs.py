@@ -19,6 +19,7 @@ from .happenings import (
     RunBegins,
     RunRests,
     Said,
+    Stopping,
     Tick,
 )
 from .lives import Life
@@ -68,13 +69,14 @@ class RunsGoOn:
     """A run that a VM has begun is interrupted only if the VM was lost, or stopped."""
 
     name: ClassVar[str] = "runs_go_on"
-    wants: ClassVar[tuple[type, ...]] = (RunBegins, RunRests, Killed, Tick, Finished)
+    wants: ClassVar[tuple[type, ...]] = (RunBegins, RunRests, Stopping, Killed, Tick, Finished)
 
     def __init__(self, world: World) -> None:
         self._world = world
         self._begun: dict[str, Life] = {}
         self._excused: set[str] = set()  # names of VMs, and runs
         self._down_since: dict[str, float] = {}
+        self._stops_since: dict[str, float] = {}
 
     def take(self, what: Happening) -> None:
         """Take note of a happening, and look whether all is well."""
@@ -87,6 +89,9 @@ class RunsGoOn:
             case Tick():
                 for life in self._world.processes.everyone:
                     self._watch(life)
+            case Stopping(life=life):
+                self._stops_since[life.name] = trio.current_time()
+                self._watch(life)
             case Killed(life=life):
                 self._excused.add(life.name)
             case Finished():
@@ -99,10 +104,11 @@ class RunsGoOn:
         now = trio.current_time()
         if life.is_frozen or life.kind in self._world.processes.doubled:
             self._excused.add(life.name)
+        since = self._stops_since.get(life.name)
+        if life.is_alive and since is not None and not _is_well_since(self._world, life, since):
+            self._excused.add(life.name)  # there may be no host to tell its last words to
         if life.is_link_up():
             self._down_since.pop(life.name, None)
-        elif life.is_alive and life.ask_to_stop.is_set():
-            self._excused.add(life.name)  # it ends without a host to tell its last words to
         elif now - self._down_since.setdefault(life.name, now) > LONGEST_OUTAGE:
             self._excused.add(life.name)
 

@@ -13,7 +13,7 @@ import trio
 from semibot.errors import LinkRefused
 
 from .disk import SimulatedDisk
-from .happenings import Killed
+from .happenings import Killed, Stopping
 from .lives import HOST, Life
 from .planes import run_host, run_vm
 from .threads import Drive
@@ -151,6 +151,7 @@ class Processes:
     async def stop(self, life: Life) -> None:
         """End a process in order, within what it promises."""
         self._world.trace.note("stop", life.name)
+        self._world.tell(Stopping(life=life))
         life.ask_to_stop.set()
         asked_at = trio.current_time()
         while not life.has_ended.is_set():

@@ -15,6 +15,7 @@ from .happenings import Finished, Posted, Tick
 from .lives import HOST
 from .people import Speaker, follow_run
 from .planes import host_settings, prepare_host
+from .readers import Reader
 
 if TYPE_CHECKING:
     from .world import World
@@ -57,6 +58,7 @@ class Schedule:
     async def run(self) -> None:
         """Live through all of it."""
         world = self._world
+        world.tell(Tick())  # before anything runs
         for fault in self._faults:
             if fault.prepare is not None:
                 fault.prepare(world)
@@ -185,11 +187,14 @@ class Schedule:
         world = self._world
         browser = Browser(world, user, f"last of {name}")
         status, end, refusals = 0, None, 0
+        said: dict[str, str] = {}  # by key: who says another thing with it is refused
         with trio.move_on_after(SETTLED_WITHIN):
             for attempt in range(30):  # the VM may still be waiting to dial again
                 with trio.move_on_after(60):
                     key = f"last-{attempt // 5}-{refusals}-{name}"
-                    status, end = await self._ask(browser, user, path, key)
+                    if key not in said:
+                        said[key] = world.plan.last_message or world.draw_message(world.random)
+                    status, end = await self._ask(browser, user, path, key, said[key])
                 world.trace.note("last", name, attempt, status, end)
                 if end == "TOO_MANY_SESSIONS":  # the others have not been put aside yet
                     refusals += 1
@@ -201,12 +206,12 @@ class Schedule:
             world.violate("settles", f"{name}: the last message is not answered: {status} {end}")
 
     async def _ask(
-        self, browser: Browser, user: str, path: str, key: str
+        self, browser: Browser, user: str, path: str, key: str, message: str
     ) -> tuple[int, str | None]:
         """Say the last words once; return the status, 0 if nothing came, and how it ended."""
         world = self._world
         body: JsonObject = {
-            "message": world.plan.last_message or world.draw_message(world.random),
+            "message": message,
             "on_busy": "enqueue",
             "on_disconnect": "continue",
         }
@@ -233,8 +238,17 @@ class Schedule:
                 world.add_reader(user, session_id)
         async with trio.open_nursery() as nursery:
             for reader in world.readers:
-                if not reader.is_gone:
-                    nursery.start_soon(reader.follow, 40.0)
+                nursery.start_soon(self._read_on, reader)
+
+    async def _read_on(self, reader: Reader) -> None:
+        """Let a reader come back until it has seen everything, or should have."""
+        until = trio.current_time() + SETTLED_WITHIN
+        while not reader.is_gone and trio.current_time() < until:
+            await reader.follow(40.0)
+            end = self._world.rows("SELECT last_seq FROM sessions WHERE id = ?", reader.session_id)
+            seen = 0 if reader.last_id is None else reader.last_id.seq
+            if not end or seen >= int(str(end[0][0])):
+                return
 
     def _lacks(self) -> list[str]:
         """Return what there are too few of, except readers, who come last."""

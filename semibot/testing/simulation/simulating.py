@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import random
 import shutil
 import signal
@@ -30,6 +31,9 @@ from .world import Plan, World
 
 BUSY: Final = 20.0
 """How long a simulation may keep a processor busy, in seconds, and 2 more for a faulty minute."""
+
+RINGS_EVERY: Final = 5.0
+"""After how long the alarm is raised again, in seconds."""
 
 OTHERS: Final = 10.0
 """How many times that it may take in all, as there may be others on the machine."""
@@ -80,8 +84,11 @@ def simulate(
         How it went.
 
     Raises:
-        ValueError: If there is no such fault or invariant.
+        ValueError: If there is no such fault or invariant, or an amount makes no sense.
     """
+    for name, amount in (("minutes", minutes), ("busy_limit", busy_limit or 0.0)):
+        if not 0 <= amount < math.inf:
+            raise ValueError(f"{name} is a number from 0 up, and not {amount}")
     plan = Plan(
         seed=seed,
         faulty=60.0 * minutes,
@@ -137,12 +144,14 @@ def _run(world: World, schedule: Schedule, limit: float) -> float:
                 world.violate("comes_to_an_end", "the simulation does not end")
         ended_at = trio.current_time()
 
-    with seeded_scheduler(world.seed, _is_frozen), _alarm(limit * OTHERS):
+    with seeded_scheduler(world.seed, _is_frozen), _alarm(limit * OTHERS) as rings:
         try:
             trio.run(
                 main,
                 clock=trio.testing.MockClock(autojump_threshold=0),
                 instruments=[_Stopwatch(world, time.process_time() + limit)],
+                # Anywhere else it could be taken for a fault of what it meets there.
+                restrict_keyboard_interrupt_to_checkpoints=True,
             )
         except (KeyboardInterrupt, SystemExit):
             raise
@@ -153,6 +162,9 @@ def _run(world: World, schedule: Schedule, limit: float) -> float:
             name = "no_failure" if group.split(_TookTooLong)[0] is None else "within_limits"
             text = "the simulation failed: " + "".join(traceback.format_exception(exc))
             world.found.append((name, ended_at, text))
+            rings.clear()
+    if rings:  # and somebody has kept it to himself
+        world.found.append(("within_limits", ended_at, "something did not let go for long"))
     return ended_at
 
 
@@ -176,19 +188,24 @@ class _Stopwatch(trio.abc.Instrument):
 
 
 @contextlib.contextmanager
-def _alarm(seconds: float) -> Generator[None]:
-    """Break off what does not even let Trio run; only the main thread can."""
+def _alarm(seconds: float) -> Generator[list[float]]:
+    """Break off what does not even let Trio run; only the main thread can.
+
+    Whatever it meets may keep it to itself: it is raised again and again. Yields when it was.
+    """
+    rings: list[float] = []
     if threading.current_thread() is not threading.main_thread():
-        yield
+        yield rings
         return
 
     def ring(*_: object) -> None:
+        rings.append(time.monotonic())
         raise _TookTooLong("something does not let go")
 
     before = signal.signal(signal.SIGALRM, ring)
-    signal.setitimer(signal.ITIMER_REAL, seconds)
+    signal.setitimer(signal.ITIMER_REAL, seconds, RINGS_EVERY)
     try:
-        yield
+        yield rings
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0.0)
         signal.signal(signal.SIGALRM, before)
