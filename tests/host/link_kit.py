@@ -247,3 +247,42 @@ async def open_plane(
             yield plane
             plane.store.released.set()
         nursery.cancel_scope.cancel()
+
+
+# --- what happens often ----------------------------------------------------------------
+
+
+async def began(vm: Vm, run: str = "r1", sid: str = "s1", seq: int = 1, term: int = 1) -> int:
+    message = await vm.hear("user_message", run_id=run)
+    vm.event(sid, term, seq, run, "run_started", message_id=f"m-{run}", message="hi")
+    vm.say(type="ack", commands=[message["command_id"]])
+    await vm.hear("ack", ids=[message["command_id"]])
+    return seq + 1
+
+
+async def started(plane: Plane, *texts: str) -> Vm:
+    """A VM with a run that has said run_started and some text."""
+    vm = await plane.up()
+    await plane.say("hello")
+    seq = await began(vm)
+    for number, text in enumerate(texts):
+        vm.event("s1", 1, seq + number, "r1", content=text)
+    await plane.quiet()
+    return vm
+
+
+async def lose(plane: Plane, status: Any = "disconnected") -> None:
+    await plane.links.lose_vm(
+        "vm-ann", status=status, last_error="it died", code="LOST", message="it is gone"
+    )
+
+
+class Listener:
+    def __init__(self) -> None:
+        self.said: list[str] = []
+
+    def link_up(self, vm: VmRow) -> None:
+        self.said.append(f"up {vm.epoch}")
+
+    def link_down(self, vm: VmRow) -> None:
+        self.said.append(f"down {vm.epoch}")
