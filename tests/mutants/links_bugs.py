@@ -94,7 +94,7 @@ LINKS_BUGS: Final = (
                 "                del self._links[link.user_id]\n",
             ),
         ),
-        invariants=("no_failure",),
+        invariants=("no_failure", "one_link", "cancel_works"),
         faults=("late_dial", "half_open"),
         seed=6,
         minutes=1.0,
